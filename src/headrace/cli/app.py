@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from headrace.cli.checkpoints import checkpoints
 from headrace.cli.cluster import cluster
 from headrace.cli.compare import compare
 from headrace.cli.demo import demo
@@ -26,6 +27,7 @@ from headrace.cli.placement import placement
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
 from headrace.cli.report import report
+from headrace.cli.restore import restore
 from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
@@ -54,6 +56,8 @@ AFTER_IMPORT: Commands = (
     evaluate,
     predict,
     replay,
+    checkpoints,
+    restore,
     export,
     doctor,
     warmup,

@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,6 @@ from safetensors.numpy import load_file, save_file
 from headrace.embeddings.changes.chains import Chains, chains_of, chains_to_json, replaced
 from headrace.embeddings.changes.segment_folder import RestoredParts, SegmentFolder
 from headrace.embeddings.changes.segments import SegmentEntry
-from headrace.embeddings.tables.partitions import joined_columns, separated_columns
-from headrace.embeddings.tables.parts import numbered
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import flush, map_array, write_array, writing
 from headrace.manifest import Manifest
@@ -56,6 +54,8 @@ class Snapshot:
             column.
         parts: Columns of table groups whose rows are in shards, one dictionary per shard; see `tables.parts`.
         chains: The segments of table groups; those have the rows, and `columns` and `parts` are written without.
+        plans: Of table groups with `chains` and `parts`, how their keys were assigned to shards, see
+            `ShardingPlan.to_dict`.
     """
 
     number: int
@@ -64,6 +64,7 @@ class Snapshot:
     columns: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     parts: Mapping[str, list[dict[str, NDArray[Any]]]] = field(default_factory=dict)
     chains: Chains = field(default_factory=dict)
+    plans: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -98,20 +99,32 @@ class CheckpointFolder:
             return []
         return sorted(int(name) for name in os.listdir(self.path) if _is_name(name))
 
-    def save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None = None) -> Path:
+    def save(
+        self,
+        snapshot: Snapshot,
+        write_parts: Callable[[Path], object] | None = None,
+        *,
+        write_rows: Callable[[Path], Chains] | None = None,
+    ) -> Path:
         """Write a checkpoint and delete the oldest beyond `keep`.
 
         Args:
             snapshot: Contents of the checkpoint.
             write_parts: Writes further files into a given folder, such as shards' parts of table groups.
+            write_rows: Does the same without rows, for which it returns the chains.
 
         Raises:
             CheckpointError: The checkpoint cannot be written; nothing incomplete stays visible.
         """
         with self._lock:
-            return self._save(snapshot, write_parts)
+            return self._save(snapshot, write_parts, write_rows)
 
-    def _save(self, snapshot: Snapshot, write_parts: Callable[[Path], object] | None) -> Path:
+    def _save(
+        self,
+        snapshot: Snapshot,
+        write_parts: Callable[[Path], object] | None,
+        write_rows: Callable[[Path], Chains] | None,
+    ) -> Path:
         final = self._place(snapshot.number)
         temporary = self.path / f".{final.name}.{os.getpid()}.partial"
         try:
@@ -121,9 +134,10 @@ class CheckpointFolder:
                 write_arrays(temporary, snapshot)
                 if write_parts is not None:
                     write_parts(temporary)
+                chains = snapshot.chains if write_rows is None else write_rows(temporary)
                 content: dict[str, Any] = {"number": snapshot.number, "state": snapshot.state}
-                content |= {"chains": chains_to_json(snapshot.chains)} if snapshot.chains else {}
-                version = VERSION_WITH_CHAINS if snapshot.chains else VERSION
+                content |= {"chains": chains_to_json(chains), "plans": snapshot.plans} if chains else {}
+                version = VERSION_WITH_CHAINS if chains else VERSION
                 Manifest.write(temporary, FORMAT, version, content)
                 _forget(final)
                 temporary.rename(final)
@@ -165,6 +179,21 @@ class CheckpointFolder:
             return  # nobody knows what a damaged manifest names
         self.segments.delete_unused(chains)
 
+    def read_manifest(self, number: int) -> tuple[Manifest, Chains]:
+        """The manifest of a checkpoint, without its files, and its chains.
+
+        Raises:
+            TornCheckpoint, VersionMismatch, CheckpointError: It cannot be used.
+        """
+        manifest, folder = self._manifest(number), self._place(number)
+        given, state = manifest.content.get("number"), manifest.content.get("state")
+        if given != number or not isinstance(state, dict):
+            raise TornCheckpoint(f"{folder}: its manifest belongs to checkpoint {given}, expected {number}")
+        try:
+            return manifest, chains_of(manifest.content.get("chains", {}))
+        except ValueError as error:
+            raise TornCheckpoint(f"{folder}: {error}") from error
+
     def _manifest(self, number: int) -> Manifest:
         return Manifest.read(self._place(number), FORMAT, VERSION, VERSION_WITH_CHAINS)
 
@@ -180,36 +209,25 @@ class CheckpointFolder:
         if number not in self.numbers():
             numbers = shorten_list(map(str, self.numbers())) or "none"
             raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
-        manifest = self._manifest(number)
-        given, state = manifest.content.get("number"), manifest.content.get("state")
-        if given != number or not isinstance(state, dict):
-            raise TornCheckpoint(f"{folder}: its manifest belongs to checkpoint {given}, expected {number}")
+        manifest, chains = self.read_manifest(number)
         manifest.check_files(folder)
-        snapshot = read_arrays(folder, manifest.files, number, state)
-        try:
-            chains = chains_of(manifest.content.get("chains", {}))
-        except ValueError as error:
-            raise TornCheckpoint(f"{folder}: {error}") from error
-        return self._with_rows(snapshot, chains) if chains else snapshot
+        snapshot = read_arrays(folder, manifest.files, number, manifest.content["state"])
+        plans = manifest.content.get("plans", {})
+        return replace(self._with_rows(snapshot, chains), plans=plans) if chains else snapshot
 
     def _with_rows(self, snapshot: Snapshot, chains: Chains) -> Snapshot:
         """Add the rows of segments; those of shards are checked now, and read when they are asked for."""
         if {*snapshot.columns, *snapshot.parts} != {*chains}:
             groups = shorten_list([*snapshot.columns, *snapshot.parts])
             raise TornCheckpoint(f"{self._place(snapshot.number)}: chains of {shorten_list(chains)}, expected {groups}")
-        columns = {}
-        for name, whole in snapshot.columns.items():
-            wholes = separated_columns(whole)
-            states = [
-                numbered(self.segments.restored(name, chain, of_part))
-                for chain, of_part in zip(chains[name], wholes, strict=True)
-            ]
-            columns[name] = states[0] if wholes == [whole] else joined_columns(states)
+        columns = {
+            name: self.segments.restored_group(name, chains[name], whole) for name, whole in snapshot.columns.items()
+        }
         for name in snapshot.parts:
             for chain in chains[name]:
                 self.segments.check(name, chain)
         parts = RestoredParts(self.segments, chains, snapshot.parts)
-        return Snapshot(snapshot.number, snapshot.state, snapshot.arrays, columns, parts, chains)
+        return replace(snapshot, columns=columns, parts=parts, chains=chains)
 
     def load_latest(self) -> tuple[Snapshot | None, list[str]]:
         """Load the newest valid checkpoint; returns it with a line about each newer, damaged one.

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -21,7 +22,7 @@ from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
 
-__all__ = ["CheckpointWriter", "CheckpointsConfig"]
+__all__ = ["CheckpointWriter", "CheckpointsConfig", "RowsOfShards"]
 
 
 class CheckpointsConfig(Config):
@@ -37,6 +38,29 @@ class CheckpointsConfig(Config):
     """int8 stores float32 weights in deltas with an error of 1/254 of the row's maximum; exact resumes bit for bit."""
 
 
+class RowsOfShards(Protocol):
+    """The shards of a run, as the writer sees them; see `ShardedTables`."""
+
+    @property
+    def divisions(self) -> dict[str, Any]:
+        """How table groups are divided into parts."""
+
+    @property
+    def num_parts(self) -> dict[str, int]:
+        """Number of parts of each table group."""
+
+    def record_changes(self) -> None:
+        """Record changes, so that the next checkpoint continues the loaded one."""
+
+    def take_deltas(self, number: int, step: int, *, saved: int | None, everything: Sequence[str]) -> None:
+        """Copy what changed since a checkpoint."""
+
+    def write_deltas(
+        self, folder: Path, names: Mapping[str, Sequence[str]], *, as_int8: bool
+    ) -> dict[str, list[SegmentEntry]]:
+        """Write the copies."""
+
+
 class CheckpointWriter:
     """Writes one checkpoint at a time in a thread, while training goes on; another thread merges segments.
 
@@ -46,6 +70,8 @@ class CheckpointWriter:
 
     Attributes:
         folder: Folder of the checkpoints.
+        num_written_bytes: Bytes of segments written for checkpoints so far.
+        num_merged_bytes: Bytes of segments written by merges.
     """
 
     def __init__(self, folder: CheckpointFolder, config: CheckpointsConfig) -> None:
@@ -54,19 +80,25 @@ class CheckpointWriter:
         self._config = config
         self._naming = threading.Lock()  # held while manifests and `_chains` change
         self._chains: Chains = {}  # of the newest checkpoint
-        self._damaged: set[str] = set()  # table groups whose chain must not be continued
+        self._needs_base: set[str] = set()  # table groups whose chain must not be continued
+        self._saved: int | None = None  # number of the newest checkpoint
+        self.num_written_bytes = self.num_merged_bytes = 0
         self._writing: Future[dict[str, int]] | None = None
         self._merging: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
 
-    def follow(self, snapshot: Snapshot) -> None:
-        """Continue the chains of a checkpoint that was loaded."""
-        self._chains = dict(snapshot.chains)
+    def follow(self, snapshot: Snapshot, shards: RowsOfShards | None = None) -> None:
+        """Continue the chains of a checkpoint that was loaded, unless shards now have other parts of the tables."""
+        self._chains, self._saved = dict(snapshot.chains), snapshot.number
+        now = {} if shards is None else shards.divisions
+        self._needs_base = {name for name in snapshot.chains if snapshot.plans.get(name) != now.get(name)}
+        if shards is not None and snapshot.chains:
+            shards.record_changes()
 
     def has_base(self, table_group: str) -> bool:
         """Whether a delta can continue a chain; otherwise the next one needs everything."""
-        return table_group in self._chains and table_group not in self._damaged
+        return table_group in self._chains and table_group not in self._needs_base
 
     @property
     def is_complete(self) -> bool:
@@ -78,15 +110,23 @@ class CheckpointWriter:
         """Lines about merges since the last call."""
         return [self._messages.popleft() for _ in range(len(self._messages))]
 
-    def start(self, snapshot: Snapshot, deltas: Mapping[str, Sequence[Delta]]) -> None:
-        """Start to write a checkpoint; `wait` must have been called after the one before.
+    def start(
+        self, snapshot: Snapshot, deltas: Mapping[str, Sequence[Delta]], shards: RowsOfShards | None = None
+    ) -> None:
+        """Start to write a checkpoint; `wait` must have been called after the one before. With shards, they copy now.
 
         Args:
             snapshot: Its contents, without the rows of table groups in this process. Nobody changes them afterwards.
             deltas: The changes of these table groups, see `TableGroup.deltas`.
+            shards: The shards that have the other table groups.
         """
         assert self._writing is None
-        self._writing = self._writer.submit(self._write, snapshot, deltas)
+        if shards is None:
+            self._writing = self._writer.submit(self._write, snapshot, deltas)
+            return
+        everything = [name for name in shards.num_parts if not self.has_base(name)]
+        shards.take_deltas(snapshot.number, snapshot.state["step"], saved=self._saved, everything=everything)
+        self._writing = self._writer.submit(self._write_shards, snapshot, shards)
 
     def wait(self) -> dict[str, int]:
         """Wait until the checkpoint that was started is complete; merges go on.
@@ -125,15 +165,42 @@ class CheckpointWriter:
             with self._naming:
                 chains = {name: self._continued(name, parts) for name, parts in entries.items()}
                 self.folder.save(replace(snapshot, columns=columns, chains=chains))
-                self._chains = chains
-                self._damaged -= {name for name, parts in entries.items() if all(entry.is_base for entry in parts)}
+                self._has_written(snapshot.number, chains)
         finally:
-            for parts in entries.values():
-                for entry in parts:
-                    self.folder.segments.forget_name(entry.name)
+            self._forget_names({name: [entry.name for entry in parts] for name, parts in entries.items()})
+        return {name: parts[0].version for name, parts in deltas.items()}
+
+    def _write_shards(self, snapshot: Snapshot, shards: RowsOfShards) -> dict[str, int]:
+        number, segments, chains = snapshot.number, self.folder.segments, Chains()
+        names = {
+            name: [segments.new_name(number, number, f"shard-{part:04d}-of-{count:04d}") for part in range(count)]
+            for name, count in shards.num_parts.items()
+        }
+
+        def write_rows(folder: Path) -> Chains:
+            entries = shards.write_deltas(folder, names, as_int8=self._config.weights == "int8")
+            chains.update({name: self._continued(name, parts) for name, parts in entries.items()})
+            return chains
+
+        try:
+            with self._naming:
+                self.folder.save(replace(snapshot, plans=shards.divisions), write_rows=write_rows)
+                self._has_written(number, chains)
+        finally:
+            self._forget_names(names)
+        return {}
+
+    def _has_written(self, number: int, chains: Chains) -> None:
+        self._chains, self._saved = chains, number
+        self.num_written_bytes += sum(chain[-1].bytes for parts in chains.values() for chain in parts)
+        self._needs_base -= {name for name, parts in chains.items() if all(len(chain) == 1 for chain in parts)}
         if self._merging is None or self._merging.done():
             self._merging = self._merger.submit(self._merge)
-        return {name: parts[0].version for name, parts in deltas.items()}
+
+    def _forget_names(self, names: Mapping[str, Sequence[str]]) -> None:
+        for of_group in names.values():
+            for name in of_group:
+                self.folder.segments.forget_name(name)
 
     def _write_segment(self, table_group: str, delta: Delta, number: int) -> SegmentEntry:
         segments = self.folder.segments
@@ -154,7 +221,7 @@ class CheckpointWriter:
             try:
                 self._merge_segments(name, merged, reason)
             except TornCheckpoint as error:
-                self._damaged.add(name)
+                self._needs_base.add(name)
                 self._messages.append(f"{error}; the next checkpoint has all rows")
                 return
             except CheckpointError as error:
@@ -163,7 +230,7 @@ class CheckpointWriter:
 
     def _next_merge(self) -> tuple[str, Chain, str] | None:
         for name, parts in self._chains.items():
-            for chain in () if name in self._damaged else parts:
+            for chain in () if name in self._needs_base else parts:
                 plan = plan_merge(chain, self._config.base_every)
                 if plan is not None:
                     return name, chain[plan.first : plan.last], plan.reason
@@ -178,6 +245,7 @@ class CheckpointWriter:
                 self.folder.replace_segments(table_group, merged, entry)
                 parts = tuple(replaced(chain, merged, entry) for chain in self._chains.get(table_group, ()))
                 self._chains = self._chains | {table_group: parts}
+            self.num_merged_bytes += entry.bytes
         finally:
             segments.forget_name(name)
         self._messages.append(f"{table_group}: merged {len(merged)} segments into {name}: {reason}")

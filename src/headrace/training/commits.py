@@ -7,9 +7,9 @@ killed between the two, `RunFolder.rewind` moves the output aside on the next st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from headrace.logs import Cursor, Window, write_rejects
 from headrace.models.products import Precision
 from headrace.pipeline import RowStats
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
-from headrace.training.checkpoint_writer import CheckpointWriter
+from headrace.training.checkpoint_writer import CheckpointWriter, RowsOfShards
 from headrace.training.components import JobComponents
 from headrace.training.dense_optimizer import load_optimizer_arrays, optimizer_arrays
 from headrace.training.feature_changes import FeatureChanges
@@ -35,6 +35,7 @@ from headrace.training.state import TrainingState
 
 __all__ = [
     "SavedState",
+    "ShardsOfRun",
     "UncommittedOutput",
     "commit",
     "dense_parameters",
@@ -47,6 +48,13 @@ __all__ = [
     "settle",
     "take_snapshot",
 ]
+
+
+class ShardsOfRun(RowsOfShards, Protocol):
+    """The shards of a run, which also write whole checkpoints; see `ShardedTables`."""
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write all rows into the folder of a checkpoint, as of a step."""
 
 
 class UncommittedOutput:
@@ -88,7 +96,7 @@ def commit(
     run: RunFolder,
     checkpoints: CheckpointFolder,
     process_group: ProcessGroup,
-    save_shards: Callable[[Path, int], object] | None = None,
+    shards: ShardsOfRun | None = None,
     writer: CheckpointWriter | None = None,
 ) -> None:
     """Write the output since the last checkpoint, then the next checkpoint. A collective call of all trainers.
@@ -102,7 +110,7 @@ def commit(
         run: Folder for this trainer's output.
         checkpoints: Checkpoint folder of the run, written by trainer 0.
         process_group: The trainers.
-        save_shards: Makes the shards write their parts of tables into a folder, as of a step.
+        shards: The shards that have the tables.
         writer: Writes delta checkpoints.
 
     Raises:
@@ -119,10 +127,10 @@ def commit(
             state, components.model, components.optimizer, components.shape, with_tables=writer is None
         )
         if writer is not None:
-            writer.start(snapshot, _deltas(writer, components.model))
+            writer.start(snapshot, _deltas(writer, components.model), shards)
         else:
             step = state.step
-            checkpoints.save(snapshot, None if save_shards is None else lambda folder: save_shards(folder, step))
+            checkpoints.save(snapshot, None if shards is None else lambda folder: shards.save(folder, step))
     process_group.share(None)  # no trainer may pull for the next step before shards have saved this one
 
 
@@ -137,9 +145,9 @@ def settle(writer: CheckpointWriter, model: nn.Module) -> None:
         groups[name].mark_saved(version)
 
 
-def follow(writer: CheckpointWriter, snapshot: Snapshot, model: nn.Module) -> None:
+def follow(writer: CheckpointWriter, snapshot: Snapshot, model: nn.Module, shards: ShardsOfRun | None = None) -> None:
     """Have the next checkpoint continue the one that was loaded."""
-    writer.follow(snapshot)
+    writer.follow(snapshot, shards)
     for name, group in _table_groups(model).items():
         if writer.has_base(name):
             group.mark_saved(group.version)

@@ -58,6 +58,7 @@ class RunFolder:
 
         config.yaml               the resolved job, including defaults
         checkpoints/<number>/      see `CheckpointFolder`
+        checkpoints/segments/      rows of delta checkpoints, see `SegmentFolder`
         metrics.jsonl             one line every few steps, one per window
         decisions.jsonl           automatic decisions and their reasons
         quarantine/<number>.parquet   bad rows, committed with the checkpoint of that number

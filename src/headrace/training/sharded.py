@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from headrace.embeddings import KeyLayout, embedding_bags
+from headrace.embeddings.changes.segments import SegmentEntry
 from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.security import is_loopback, split_address
 from headrace.embeddings.shards.shard import saved_partition_count
@@ -143,6 +145,35 @@ class ShardedTables:
         """Make each shard write its part into a checkpoint's temporary folder, once all trainers have returned rows."""
         assert self._group is not None
         self._group.save(folder.name, step)
+
+    @property
+    def divisions(self) -> dict[str, Any]:
+        """See `ShardGroup.divisions`."""
+        assert self._group is not None
+        return self._group.divisions
+
+    @property
+    def num_parts(self) -> dict[str, int]:
+        """See `ShardGroup.num_parts`."""
+        assert self._group is not None
+        return self._group.num_parts
+
+    def record_changes(self) -> None:
+        """See `ShardGroup.record_changes`."""
+        assert self._group is not None
+        self._group.record_changes()
+
+    def take_deltas(self, number: int, step: int, *, saved: int | None, everything: Sequence[str]) -> None:
+        """Make the shards copy what changed, once all trainers have returned rows; see `ShardGroup.take_deltas`."""
+        assert self._group is not None
+        self._group.take_deltas(number, step, saved=saved, everything=everything)
+
+    def write_deltas(
+        self, folder: Path, names: Mapping[str, Sequence[str]], *, as_int8: bool
+    ) -> dict[str, list[SegmentEntry]]:
+        """Make the shards write their copies, see `ShardGroup.write_deltas`."""
+        assert self._group is not None
+        return self._group.write_deltas(folder.name, names, as_int8=as_int8)
 
     def take_moves(self) -> Moves | None:
         """What moved since the last call, if this trainer keeps rows; otherwise None."""

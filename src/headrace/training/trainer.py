@@ -145,6 +145,7 @@ class Trainer:
                 self.job, self.state, self._process_group, until=until, limit=windows, on_message=self._on_message
             )
             stopped_in = self._train_windows(found) if found else None
+            self._settle()
             if stopped_in is not None:
                 rest = f"stopped in window {stopped_in.name}"
             return TrainResult(tuple(self.finished), self.state.step, stopped_in is not None, rest)
@@ -212,7 +213,6 @@ class Trainer:
                 if result is None:
                     return window
                 sources.close(number)
-                self.finished.append(result)
                 self._unreported.append(result)
                 self._report_windows()
         return None
@@ -415,7 +415,7 @@ class Trainer:
             self.run_folder,
             self._checkpoints,
             self._process_group,
-            None if self._shards is None else self._shards.save,
+            self._shards,
             self._writer,
         )
         for message in self._writer.take_messages() if self._writer is not None else ():
@@ -431,8 +431,10 @@ class Trainer:
     def _report_windows(self) -> None:
         """Report the results of windows whose checkpoint is complete."""
         if self._unreported and (self._writer is None or self._writer.is_complete):
-            for result in self._unreported if self._process_group.rank == 0 else ():
-                self._on_window(result)
+            for result in self._unreported:
+                self.finished.append(result)
+                if self._process_group.rank == 0:
+                    self._on_window(result)
             self._unreported.clear()
 
     def _average(self, parameters: Sequence[Tensor], num_rows: int) -> int:
@@ -472,8 +474,12 @@ class Trainer:
     def _close_writer(self) -> None:
         """End the threads that write checkpoints, also after an error; what is being written is completed."""
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        try:
+            if writer is not None:
+                writer.close()
+        except HeadraceError:  # after an error it is that one that counts, else it was settled before
+            self._unreported.clear()
+        self._report_windows()
 
     def _tell(self, message: str, change: Change | None = None) -> None:
         """Tell the user, and keep the message for the log of decisions."""
@@ -485,7 +491,7 @@ class Trainer:
         self._threads.update()
         self._told.clear()
         config = self.job.training.checkpoints
-        if config.kind == "delta" and self.rank == 0 and self._shards is None:
+        if config.kind == "delta" and self.rank == 0:
             self._writer = CheckpointWriter(self._checkpoints, config)
         snapshot, refused = newest_checkpoint(self._checkpoints, self._process_group)
         for line in refused:
@@ -507,7 +513,7 @@ class Trainer:
         if snapshot is not None:
             restore(snapshot, self.state, self.components.model, self.components.optimizer, self.components.shape)
             if self._writer is not None:
-                follow(self._writer, snapshot, self.components.model)
+                follow(self._writer, snapshot, self.components.model, self._shards)
             if self._process_group.rank:
                 self.state.forget_counts()  # trainer 0 has the counts of all trainers
             where = f", in window {self.state.window.name}" if self.state.window else ""

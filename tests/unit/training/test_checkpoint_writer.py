@@ -14,6 +14,7 @@ import pytest
 
 from headrace.embeddings import AdagradConfig, EmbeddingsConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.tables.make_group import make_table_group
+from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.embeddings.tables.partitions import separated_columns
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.training.checkpoint import CheckpointFolder, Snapshot
@@ -149,7 +150,7 @@ def test_a_whole_checkpoint_is_continued_with_a_base(tmp_path: Path) -> None:
 
 def test_partitions_of_a_budget_have_a_chain_each(tmp_path: Path) -> None:
     config = EmbeddingsConfig.from_dict(
-        {"budget": "6KiB", "partitions": 2, "retention": {"kind": "importance", "admission": 0}}, where="test"
+        {"budget": "3KiB", "partitions": 2, "retention": {"kind": "importance", "admission": 0}}, where="test"
     )
     tables = [TableConfig(name=name, num_embeddings=40, embedding_dim=DIM, kind="hashed") for name in ("a", "b")]
     once, again = (
@@ -159,7 +160,10 @@ def test_partitions_of_a_budget_have_a_chain_each(tmp_path: Path) -> None:
         for number in range(9):
             run.step()
             if number in (3, 5):
-                run.group.end_window()  # it moves bytes from one partition to the other
+                assert isinstance(run.group, PartitionedTableGroup)
+                run.group.end_window()
+                first, second = run.group.budgets.values()
+                run.group.resize({0: first - 400, 1: second + 400})  # as the end of a window does; rows move
             if run is again and number in (4, 6):
                 run.writer.close()
                 run.resume()

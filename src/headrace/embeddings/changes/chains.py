@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from headrace.embeddings.changes.segments import SegmentEntry
+from headrace.errors import CheckpointError
+from headrace.manifest import MANIFEST
 
-__all__ = ["Chain", "Chains", "Merge", "chains_of", "chains_to_json", "plan_merge", "replaced"]
+__all__ = [
+    "SEGMENT_NAME",
+    "Chain",
+    "Chains",
+    "Merge",
+    "chains_of",
+    "chains_to_json",
+    "plan_merge",
+    "read_chains",
+    "replaced",
+]
 
 Chain = tuple[SegmentEntry, ...]
 Chains = dict[str, tuple[Chain, ...]]
@@ -25,7 +39,8 @@ BASE_BYTES = 0.5
 """Bytes of the segments after a base, as a part of its bytes, at which all become a new base: a restore then reads at
 most half more than a base, and merges write at most three bytes per byte of a delta for it."""
 
-_NAME = re.compile(r"[0-9]{8,}-[0-9]{8,}(-shard-[0-9]{4,}-of-[0-9]{4,})?-[0-9a-f]{8}\.rows")
+SEGMENT_NAME = r"[0-9]{8,}-[0-9]{8,}(-shard-[0-9]{4,}-of-[0-9]{4,})?-[0-9a-f]{8}\.rows"
+"""Name of a segment, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +100,26 @@ def chains_of(values: Any) -> Chains:
         for chain in parts:
             if not chain or not chain[0].is_base or any(entry.is_base for entry in chain[1:]):
                 raise ValueError(f"chains.{name}: expected a base and the segments after it")
-            wrong = [entry.name for entry in chain if not _NAME.fullmatch(entry.name)]
+            wrong = [entry.name for entry in chain if not re.fullmatch(SEGMENT_NAME, entry.name)]
             if wrong or "/" in name or name in ("", ".", ".."):
                 raise ValueError(f"chains.{name}: given {wrong or name}, expected names of files")
     return chains
+
+
+def read_chains(checkpoint: Path, table_group: str) -> tuple[tuple[Chain, ...], Any]:
+    """The chains of a table group in a checkpoint that was checked, none if it has all rows itself; and its plan.
+
+    Raises:
+        CheckpointError: The manifest cannot be read.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return chains_of(values.get("chains", {})).get(table_group, ()), values.get("plans", {}).get(table_group)
+    except FileNotFoundError:
+        return (), None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def _level(entry: SegmentEntry) -> int:

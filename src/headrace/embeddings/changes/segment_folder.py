@@ -10,6 +10,8 @@ from pathlib import Path
 from headrace.embeddings.changes.chains import Chain, Chains
 from headrace.embeddings.changes.restoring import restored_state
 from headrace.embeddings.changes.segments import Segment
+from headrace.embeddings.tables.partitions import joined_columns, separated_columns
+from headrace.embeddings.tables.parts import numbered
 from headrace.embeddings.tables.state import Columns
 from headrace.resources.memory import effective_memory
 
@@ -62,6 +64,18 @@ class SegmentFolder:
         """
         free_bytes = effective_memory().available_bytes
         return restored_state(self.place(table_group), chain, whole, free_bytes=free_bytes)
+
+    def restored_group(self, table_group: str, chains: Sequence[Chain], whole: Columns) -> Columns:
+        """The state of a table group that one process saved, from the chain of each partition.
+
+        Raises:
+            TornCheckpoint: A segment is damaged.
+        """
+        wholes = separated_columns(whole)
+        states = [
+            numbered(self.restored(table_group, chain, of_part)) for chain, of_part in zip(chains, wholes, strict=True)
+        ]
+        return states[0] if wholes == [whole] else joined_columns(states)
 
     def check(self, table_group: str, chain: Chain) -> None:
         """Check all segments of a chain.

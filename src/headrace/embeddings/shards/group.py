@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from headrace.embeddings.changes.segments import SegmentEntry
 from headrace.embeddings.shards.budgets import decide, unpack_demands
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import PlanKind, make_plan
@@ -243,6 +244,76 @@ class ShardGroup:
         request = {"session": self.session, "folder": folder, "step": step, "client": self._client}
         answers = self._each(lambda _, client: client.act("save", request, timeout_s=3600))
         return [file for answer in answers for file in answer["files"]]
+
+    @property
+    def divisions(self) -> dict[str, Any]:
+        """How the keys of each table group are divided into parts that are saved apart, as JSON-able values.
+
+        Under a budget these are partitions, wherever they are.
+        """
+        return {
+            name: plan.to_dict()
+            if spec.budget is None
+            else {"partition_count": plan.partition_count, "owners": list(plan.owners)}
+            for name, (spec, plan) in self._plans.items()
+        }
+
+    @property
+    def num_parts(self) -> dict[str, int]:
+        """Number of parts of each table group that are saved apart."""
+        return {
+            name: plan.num_shards if spec.budget is None else plan.partition_count
+            for name, (spec, plan) in self._plans.items()
+        }
+
+    def record_changes(self) -> None:
+        """Make every shard record changes, before the first step; called by one trainer."""
+        request = {"session": self.session, "client": self._client}
+        self._each(lambda _, client: client.act("record_changes", request))
+
+    def take_deltas(self, number: int, step: int, *, saved: int | None, everything: Sequence[str]) -> None:
+        """Make every shard copy what changed since a checkpoint; called by one trainer.
+
+        Args:
+            number: Number of the checkpoint that the copies are for.
+            step: Step of the checkpoint; no trainer may request a later step meanwhile.
+            saved: The complete checkpoint that it continues; None to copy everything.
+            everything: Table groups of which everything is copied in any case.
+        """
+        self._finish_evicting()
+        request = {"session": self.session, "number": number, "step": step, "client": self._client}
+        request |= {"saved": saved, "everything": list(everything)}
+        self._each(lambda _, client: client.act("take_deltas", request, timeout_s=3600))
+
+    def write_deltas(
+        self, folder: str, names: Mapping[str, Sequence[str]], *, as_int8: bool
+    ) -> dict[str, list[SegmentEntry]]:
+        """Make every shard write its copies as segments; may be called from another thread than all other methods.
+
+        Args:
+            folder: Name of the checkpoint's temporary folder within the checkpoint folder.
+            names: For each table group, the name of the segment of each part.
+            as_int8: Whether weights are stored as int8.
+
+        Returns:
+            For each table group, the segment of each part.
+        """
+
+        def parts_of(shard: int, name: str) -> Sequence[int]:
+            spec, plan = self._plans[name]
+            return [shard] if spec.budget is None else plan.partitions_in(shard)
+
+        def write(shard: int, client: ShardClient) -> Any:
+            mine = {name: [of_parts[part] for part in parts_of(shard, name)] for name, of_parts in names.items()}
+            request = {"session": self.session, "folder": folder, "names": mine, "as_int8": as_int8}
+            return client.act("write_deltas", {**request, "client": self._client}, timeout_s=3600)
+
+        found: dict[str, dict[int, SegmentEntry]] = {name: {} for name in names}
+        for shard, answer in enumerate(self._each(write)):
+            for name, entries in answer["segments"].items():
+                of_parts = zip(parts_of(shard, name), entries, strict=True)
+                found[name] |= {part: SegmentEntry(**entry) for part, entry in of_parts}
+        return {name: [entries[part] for part in sorted(entries)] for name, entries in found.items()}
 
     def status(self) -> list[dict[str, Any]]:
         """Status of each shard."""

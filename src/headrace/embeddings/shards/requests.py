@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from headrace.embeddings.changes.chains import SEGMENT_NAME
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.shards.budgets import read_budget
 from headrace.embeddings.shards.plan import ROW_WISE, ShardingPlan
@@ -28,19 +29,22 @@ __all__ = [
     "EndWindowRequest",
     "Name",
     "OpenRequest",
+    "RecordChangesRequest",
     "SaveRequest",
     "SeenKeysRequest",
     "Step",
+    "TakeDeltasRequest",
     "Ticket",
     "Trainer",
+    "WriteDeltasRequest",
     "check_protocol",
     "parse",
 ]
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
 `lr_factor` in updates; version 4 had no `fetch` and `put`; in version 5 only a session with one trainer had them;
-version 6 had no budgets."""
+version 6 had no budgets; version 7 had no deltas."""
 
 MAX_BODY_BYTES = 16 << 20
 """Maximum size of an action's body or a header; 10,000 tables take 4 MB."""
@@ -117,6 +121,56 @@ class SaveRequest(_Body):
     session: Name
     folder: Name
     step: Step
+    client: Name | None = None
+
+
+class RecordChangesRequest(_Body):
+    """Request to record changes from now on.
+
+    Attributes:
+        session: Session, as in `open`.
+        client: Client, as in `open`.
+    """
+
+    session: Name
+    client: Name | None = None
+
+
+class TakeDeltasRequest(_Body):
+    """Request to copy what changed, for a checkpoint.
+
+    Attributes:
+        session: Session, as in `open`.
+        number: Number of the checkpoint.
+        step: Step of the checkpoint.
+        saved: The complete checkpoint that it continues; None to copy everything.
+        everything: Table groups of which everything is copied in any case.
+        client: Client, as in `open`.
+    """
+
+    session: Name
+    number: Annotated[int, Field(ge=1, le=MAX_CHECKPOINT)]
+    step: Step
+    saved: Annotated[int, Field(ge=1, le=MAX_CHECKPOINT)] | None = None
+    everything: Annotated[list[Name], Field(max_length=MAX_TABLE_GROUPS)] = []
+    client: Name | None = None
+
+
+class WriteDeltasRequest(_Body):
+    """Request to write what was copied as segments.
+
+    Attributes:
+        session: Session, as in `open`.
+        folder: Name of the checkpoint's temporary folder.
+        names: For each table group, the names of the segments of the shard's parts.
+        as_int8: Whether weights are stored as int8.
+        client: Client, as in `open`.
+    """
+
+    session: Name
+    folder: Name
+    names: dict[Name, list[Annotated[str, Field(pattern=f"^{SEGMENT_NAME}$", max_length=100)]]]
+    as_int8: bool = False
     client: Name | None = None
 
 

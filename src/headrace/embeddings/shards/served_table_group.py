@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.budgets import Demands, check_budgets
@@ -19,7 +20,7 @@ from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_u
 from headrace.embeddings.shards.put_order import PutOrder
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.step_merger import StepMerger
-from headrace.embeddings.shards.table_group import TableGroupSpec, parts_of
+from headrace.embeddings.shards.table_group import TableGroupSpec, deltas_of, parts_of
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.embeddings.tables.seen_keys import SeenKeys
@@ -255,6 +256,22 @@ class ServedTableGroup:
         """
         with self._at(step, "checkpoint"):
             return parts_of(self.rows, self.spec)
+
+    def record_changes(self) -> None:
+        """Record changes from now on, for `deltas`."""
+        with self._changed:
+            self.rows.mark_saved(self.rows.version)
+
+    def deltas(self, step: int, *, saved: int | None) -> list[Delta]:
+        """What changed in each of `parts` between a version that a checkpoint has and `step`; None for everything.
+
+        Raises:
+            ShardError: A later step is already applied.
+        """
+        with self._at(step, "checkpoint"):
+            if saved is not None:
+                self.rows.mark_saved(saved)
+            return deltas_of(self.rows, self.spec, everything=saved is None)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
         """Copies of the changes in this part of the group after a version, as of `step`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -23,9 +24,12 @@ from headrace.embeddings.shards.requests import (
     ChangesRequest,
     EndWindowRequest,
     OpenRequest,
+    RecordChangesRequest,
     SaveRequest,
     SeenKeysRequest,
+    TakeDeltasRequest,
     Ticket,
+    WriteDeltasRequest,
     parse,
 )
 from headrace.embeddings.shards.security import ServerSecurity, split_address
@@ -56,6 +60,9 @@ ACTIONS = {
     "open": "Begin or join a session",
     "end_window": "End a window and evict ids by retention settings",
     "save": "Write this shard's part of a checkpoint",
+    "record_changes": "Record changes since the checkpoint that the session began with",
+    "take_deltas": "Copy what changed since a checkpoint",
+    "write_deltas": "Write these copies as segments of a checkpoint",
     "acknowledge": "Record that a consumer has all changes up to a version",
     "status": "Status of the shard",
 }
@@ -169,6 +176,20 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         if kind == "save":
             saved = SaveRequest.from_json(kind, body)
             return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
+        if kind == "record_changes":
+            recorded = RecordChangesRequest.from_json(kind, body)
+            self._shard.record_changes(recorded.session, recorded.client or peer)
+            return {}
+        if kind == "take_deltas":
+            taken = TakeDeltasRequest.from_json(kind, body)
+            who = taken.client or peer
+            self._shard.take_deltas(taken.session, taken.number, taken.step, taken.saved, taken.everything, who)
+            return {}
+        if kind == "write_deltas":
+            asked = WriteDeltasRequest.from_json(kind, body)
+            who = asked.client or peer
+            written = self._shard.write_deltas(asked.session, asked.folder, asked.names, asked.as_int8, who)
+            return {"segments": {name: [asdict(entry) for entry in entries] for name, entries in written.items()}}
         if kind == "acknowledge":
             known = AcknowledgeRequest.from_json(kind, body)
             self._shard.acknowledge(

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from headrace.embeddings.changes.chains import read_chains
 from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.changes.segment_folder import SegmentFolder
+from headrace.embeddings.changes.segments import SegmentEntry
 from headrace.embeddings.shards.members import SessionMembers
 from headrace.embeddings.shards.merging import TrainerUpdate
+from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.served_table_group import EndedWindow, ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
+from headrace.embeddings.shards.taken_deltas import TakenDeltas, write_columns
 from headrace.embeddings.storage.host import HostStorage
 from headrace.embeddings.storage.protocol import MakeStorage
 from headrace.embeddings.tables.partitions import partition_count_of, separated_columns
 from headrace.embeddings.tables.seen_keys import SeenKeys
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError, ShardLost
-from headrace.files import flush, map_array, write_array, writing
+from headrace.files import map_array, writing
 
 __all__ = ["Shard", "part_folder", "saved_partition_count"]
 
@@ -61,6 +66,7 @@ class Shard:
         self._served: dict[str, ServedTableGroup] = {}
         self._members = SessionMembers(0)
         self._saving = threading.Lock()
+        self._deltas = TakenDeltas(None, {})
 
     def open(self, request: OpenRequest, client: str) -> dict[str, Any]:
         """Start a session, or join the current one.
@@ -90,6 +96,8 @@ class Shard:
                 for group in self._served.values():
                     group.close("another session has begun")
                 self._request, self._served = request, served
+                versions = {name: group.rows.version for name, group in served.items()}
+                self._deltas = TakenDeltas(request.checkpoint, versions)
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
             return {
@@ -161,22 +169,102 @@ class Shard:
             groups, request = self._of_session(session), self._request
             self._members.check(client, "save")
         assert request is not None
+        checkpoints = self._folder_of_checkpoints(folder)
+        written = []
+        with self._saving:
+            for name, group in groups.items():
+                places = _part_folders(checkpoints / folder, name, request)
+                for place, columns in zip(places, group.parts(step), strict=True):
+                    with writing(place, CheckpointError):
+                        files = write_columns(columns, place)
+                    written += [str(file.relative_to(checkpoints / folder)) for file in files]
+        return written
+
+    def record_changes(self, session: str, client: str) -> None:
+        """Record changes from now on, so that the next checkpoint continues the one that the session began with.
+
+        Raises:
+            ShardError: The client is not a trainer of the session.
+        """
+        with self._lock:
+            groups = self._of_session(session)
+            self._members.check(client, "record_changes")
+        for group in groups.values():
+            group.record_changes()
+
+    def take_deltas(
+        self, session: str, number: int, step: int, saved: int | None, everything: Sequence[str], client: str
+    ) -> None:
+        """Copy what changed in this shard's parts since a checkpoint, for `write_deltas`.
+
+        A repeated call does nothing, in case the first answer was lost.
+
+        Args:
+            session: Session, as in `open`.
+            number: Number of the checkpoint that the copies are for.
+            step: Step of the checkpoint.
+            saved: The complete checkpoint that it continues: that of the last call, or the one of `open`; None to copy
+                everything.
+            everything: Table groups of which everything is copied in any case.
+            client: Client, as in `open`.
+
+        Raises:
+            ShardError: A later step is applied, or the client is not a trainer of the session.
+        """
+        with self._lock:
+            groups, deltas = self._of_session(session), self._deltas
+            self._members.check(client, "take_deltas")
+        with self._saving:
+            for name, group in groups.items():
+                if deltas.number(name) != number:
+                    deltas.put(
+                        name,
+                        number,
+                        group.deltas(step, saved=None if name in everything else deltas.version(name, saved)),
+                    )
+
+    def write_deltas(
+        self, session: str, folder: str, names: Mapping[str, Sequence[str]], as_int8: bool, client: str
+    ) -> dict[str, list[SegmentEntry]]:
+        """Write the copies of `take_deltas` as segments, and the columns that are not by key into a checkpoint.
+
+        A repeated call returns what the first one did.
+
+        Args:
+            session: Session, as in `open`.
+            folder: Name of the checkpoint's temporary folder within the checkpoint folder.
+            names: File names of the segments of each table group, one for each part.
+            as_int8: Whether weights are stored as int8.
+            client: Client, as in `open`.
+
+        Returns:
+            The segments of each table group.
+
+        Raises:
+            ShardError: The folder is not a temporary checkpoint folder, nothing was copied, or the client is not a
+                trainer of the session.
+            CheckpointError: The files cannot be written.
+        """
+        with self._lock:
+            groups, request, deltas = self._of_session(session), self._request, self._deltas
+            self._members.check(client, "write_deltas")
+        assert request is not None
+        checkpoints = self._folder_of_checkpoints(folder)
+        if {*names} != {*groups}:
+            raise ShardError(f"write_deltas: names of {', '.join(names)}, expected {', '.join(groups)}")
+        with self._saving:
+            for name in groups:
+                places = _part_folders(checkpoints / folder, name, request)
+                deltas.write(name, places, SegmentFolder(checkpoints).place(name), names[name], as_int8=as_int8)
+        return {name: deltas.entries(name) for name in groups}
+
+    def _folder_of_checkpoints(self, folder: str) -> Path:
+        """The folder of checkpoints, which has the temporary folder of a checkpoint."""
         if self.checkpoints is None:
             raise ShardError("save: this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
         if not PARTIAL.fullmatch(folder) or not (self.checkpoints / folder).is_dir():
             raise ShardError(f"save: {folder}: expected a checkpoint being written in {self.checkpoints}")
-        written = []
-        with self._saving:
-            for name, group in groups.items():
-                spec, plan = request.table_groups[name]
-                numbers = [request.shard] if spec.budget is None else plan.partitions_in(request.shard)
-                count = plan.num_shards if spec.budget is None else plan.partition_count
-                for number, columns in zip(numbers, group.parts(step), strict=True):
-                    place = part_folder(self.checkpoints / folder, name, number, count)
-                    with writing(place, CheckpointError):
-                        files = _write_columns(columns, place)
-                    written += [str(file.relative_to(self.checkpoints / folder)) for file in files]
-        return written
+        return self.checkpoints
 
     def changes(self, session: str, table_group: str, since: int, step: int, client: str) -> list[RowBlock]:
         """`ServedTableGroup.changes` of a table group, for clients of the session."""
@@ -228,17 +316,21 @@ class Shard:
         spec, plan = request.table_groups[name]
         rows = make_part(spec, plan, request.shard, self._make_storage)
         if request.checkpoint is not None:
-            load_part(rows, self._read_parts(name, request.checkpoint), spec, plan, request.shard)
+            own = request.shard if spec.budget is None else None
+            load_part(rows, self._read_parts(name, request.checkpoint, plan, own), spec, plan, request.shard)
         merger: StepMerger[TrainerUpdate] = StepMerger(
             request.num_trainers, merged=request.merged, applied=request.step
         )
         return ServedTableGroup(name, spec, rows, merger, hold_s=self._hold_s)
 
-    def _read_parts(self, name: str, checkpoint: int) -> list[Columns]:
-        """The parts of a saved table group, or the state of a group saved by one process."""
+    def _read_parts(self, name: str, checkpoint: int, plan: ShardingPlan, own: int | None) -> list[Columns]:
+        """The parts of a saved table group, or the state of a group saved by one process.
+
+        Only the `own` part, if the group was saved with the same plan and its rows have to be collected from segments.
+        """
         if self.checkpoints is None:
             raise CheckpointError("this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
-        return _read_saved(self.checkpoints / f"{checkpoint:08d}", name)
+        return _read_saved(self.checkpoints / f"{checkpoint:08d}", name, plan, own)
 
     def _of_session(self, session: str) -> dict[str, ServedTableGroup]:
         if self._request is None:
@@ -276,8 +368,20 @@ def saved_partition_count(checkpoint: Path, table_group: str) -> int:
     return partition_count_of(states if len(states) > 1 else separated_columns(states[0]))
 
 
-def _read_saved(checkpoint: Path, table_group: str) -> list[Columns]:
-    """The saved parts of a table group, as columns that are read when they are used."""
+def _part_folders(checkpoint: Path, table_group: str, request: OpenRequest) -> list[Path]:
+    """Folders of the parts of a shard in a checkpoint: one, or under a budget one for each of its partitions."""
+    spec, plan = request.table_groups[table_group]
+    if spec.budget is None:
+        return [part_folder(checkpoint, table_group, request.shard, plan.num_shards)]
+    numbers = plan.partitions_in(request.shard)
+    return [part_folder(checkpoint, table_group, number, plan.partition_count) for number in numbers]
+
+
+def _read_saved(
+    checkpoint: Path, table_group: str, plan: ShardingPlan | None = None, own: int | None = None
+) -> list[Columns]:
+    """The saved parts of a table group, as columns that are read when they are used; or only the `own` part, see
+    `Shard._read_parts`."""
     folder = checkpoint / "tables" / table_group
     folders = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir()) or [folder]
     try:
@@ -286,18 +390,14 @@ def _read_saved(checkpoint: Path, table_group: str) -> list[Columns]:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
     if not parts[0]:
         raise CheckpointError(f"{folder}: contains no tables; can the shard access the run's checkpoints?")
-    return parts
-
-
-def _write_columns(columns: Columns, place: Path) -> list[Path]:
-    """Write one file per column, atomically, because a repeated save may run in parallel with the first."""
-    place.mkdir(parents=True, exist_ok=True)
-    for column, array in columns.items():
-        unfinished = place / f"{column}.npy.writing"
-        write_array(unfinished, array)
-        flush(unfinished)
-        unfinished.replace(place / f"{column}.npy")
-    return [place / f"{column}.npy" for column in columns]
+    chains, saved_plan = read_chains(checkpoint, table_group)
+    if not chains:
+        return parts
+    segments = SegmentFolder(checkpoint.parent)
+    if folders == [folder]:
+        return [segments.restored_group(table_group, chains, parts[0])]
+    wanted = range(len(parts)) if own is None or plan is None or saved_plan != plan.to_dict() else [own]
+    return [segments.restored(table_group, chains[number], parts[number]) for number in wanted]
 
 
 def _check_same(ours: OpenRequest, theirs: OpenRequest) -> None:

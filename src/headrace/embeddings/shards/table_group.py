@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.storage.host import HostStorage
@@ -132,6 +133,15 @@ def parts_of(rows: TableGroup, spec: TableGroupSpec) -> list[Columns]:
         return list(rows.part_states().values())
     state = rows.state_dict()
     return [to_part(state, replace(TableGroupHeader.read(state), tables=spec.header().tables))]
+
+
+def deltas_of(rows: TableGroup, spec: TableGroupSpec, *, everything: bool) -> list[Delta]:
+    """What changed in the rows of a shard since `mark_saved`, for each of `parts_of`."""
+    deltas = rows.deltas(everything=everything)
+    if isinstance(rows, PartitionedTableGroup):
+        return deltas
+    header = replace(TableGroupHeader.read(deltas[0].whole), tables=spec.header().tables)
+    return [replace(deltas[0], whole=deltas[0].whole | {"header": header.to_column()})]
 
 
 def load_part(rows: TableGroup, parts: Sequence[Columns], spec: TableGroupSpec, plan: ShardingPlan, shard: int) -> None:
