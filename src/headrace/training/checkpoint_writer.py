@@ -137,14 +137,15 @@ class CheckpointWriter:
         Raises:
             CheckpointError: It cannot be written; the previous one stays the newest.
         """
-        writing, self._writing = self._writing, None
-        return {} if writing is None else writing.result()
+        versions = {} if self._writing is None else self._writing.result()  # an error is raised by each later call
+        self._writing = None
+        return versions
 
     def close(self) -> None:
         """Wait for the checkpoint that was started and for merges, and end the threads.
 
         Raises:
-            CheckpointError: The checkpoint cannot be written, and nobody has waited for it yet.
+            CheckpointError: The checkpoint cannot be written.
         """
         try:
             self.wait()

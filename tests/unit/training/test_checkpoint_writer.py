@@ -270,6 +270,9 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_next_wait(
     shutil.rmtree(tmp_path / "segments")
     (tmp_path / "segments").write_text("in the way")
     run.step()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="segments/g"):
+            run.writer.wait()
+    assert not run.writer.is_complete
     with pytest.raises(CheckpointError, match="segments/g"):
-        run.writer.wait()
-    run.writer.close()
+        run.writer.close()
