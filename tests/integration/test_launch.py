@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from headrace.embeddings.tables.parts import join_parts
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.placement.links import seconds_per_row
 from headrace.scoring import Scorer
+from headrace.testing.processes import running_children
 from headrace.training import CheckpointFolder, JobConfig, Trainer, sharded
 
 JOB = """\
@@ -338,13 +338,11 @@ def wait_for_the_first_checkpoint(process: subprocess.Popen[bytes], checkpoints:
 
 
 def kill_a_trainer(process: subprocess.Popen[bytes]) -> None:
-    trainers = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
-    max(trainers, key=lambda child: child.pid).kill()
+    running_children(process.pid, "train")[-1].kill()
 
 
 def kill_a_shard(process: subprocess.Popen[bytes]) -> None:
-    shards = [child for child in psutil.Process(process.pid).children() if "shard" in child.cmdline()]
-    os.kill(max(shards, key=lambda child: child.pid).pid, signal.SIGKILL)
+    running_children(process.pid, "shard")[-1].kill()
 
 
 def assert_only_this_machine_is_listened_to(launcher: int) -> None:

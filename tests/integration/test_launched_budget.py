@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pytest
 
 from headrace.cluster import train_job
 from headrace.embeddings.tables.partitions import separated_columns
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.testing.processes import running_children
 from headrace.training import CheckpointFolder, JobConfig
 
 JOB = """\
@@ -56,12 +56,12 @@ def test_killed_shards_and_trainers_change_no_bits(folder: Path) -> None:
         process = stack.enter_context(subprocess.Popen(command, stdout=output, stderr=output))
         stack.callback(process.kill)
         wait(process, (folder / "killed" / "checkpoints" / "00000002").exists)  # in the middle of the first window
-        children(process, "shard")[1].kill()
+        running_children(process.pid, "shard")[1].kill()
         wait(process, lambda: "going on from checkpoint" in log.read_text())
         number = max(CheckpointFolder(folder / "killed" / "checkpoints").numbers())
         wait(process, (folder / "killed" / "checkpoints" / f"{number + 1:08d}").exists)  # trained after the first kill
         for role in ("train", "shard"):
-            children(process, role)[0].kill()
+            running_children(process.pid, role)[0].kill()
         assert process.wait() != 0
     for run in ("killed", "plain"):
         train_job(JobConfig.from_file(folder / f"{run}.yaml"))
@@ -84,11 +84,6 @@ def states(run: Path) -> dict[str, npt.NDArray[Any]]:
                 is_of_rows = not name.startswith(("header", "retention", "pending", "removed"))
                 found[f"{table}-{number}.{name}"] = np.asarray(column)[order] if is_of_rows else np.asarray(column)
     return found
-
-
-def children(process: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
-    found = [child for child in psutil.Process(process.pid).children() if role in child.cmdline()]
-    return sorted(found, key=lambda child: child.pid)
 
 
 def wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Waits for processes to end, regardless of their parent."""
+"""Finds child processes, and waits for processes to end, regardless of their parent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,27 @@ from contextlib import suppress
 
 import psutil
 
-__all__ = ["still_running"]
+__all__ = ["running_children", "still_running"]
+
+
+def running_children(parent: int, argument: str) -> list[psutil.Process]:
+    """Children of a process whose command has an argument, by ascending process id.
+
+    Those that have ended are left out, also if their parent has not noticed.
+
+    Args:
+        parent: Process id.
+        argument: An argument of the command.
+
+    Raises:
+        psutil.NoSuchProcess: There is no such parent.
+    """
+    found = []
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.NoSuchProcess):  # includes zombies
+            if argument in child.cmdline():
+                found.append(child)
+    return sorted(found, key=lambda child: child.pid)
 
 
 def still_running(
