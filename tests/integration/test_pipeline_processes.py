@@ -171,9 +171,9 @@ def test_no_element_waits_for_a_worker_that_starts_while_another_could_take_it(t
             taken.append(rows_of(batch))
             if number == 5:
                 batches.tunables["map.workers"].set(3)
-            while number == 8 and len(list(tmp_path.glob("loading-*"))) < 2:
-                time.sleep(0.01)  # another one has been started, and is not ready until the flag is there
-        assert not flag.exists()
+                (tmp_path / "wanted").touch()  # keeps the only worker busy until another is started
+        assert len(list(tmp_path.glob("loading-*"))) >= 2
+        assert not flag.exists()  # without which the others are not ready
     assert taken == batches_of(from_source(source), executor="inline")
 
 

@@ -112,7 +112,8 @@ def never_return(rows: pa.RecordBatch, *, flag: str | None = None) -> pa.RecordB
 class SlowToImport:
     """A function that all workers except the first cannot finish loading until `flag` exists.
 
-    Each worker that loads it creates a file "loading-PID" next to the flag.
+    Each worker that loads it creates a file "loading-PID" next to the flag. Once there is a file "wanted", a call does
+    not end before a second worker has begun to load it.
     """
 
     def __init__(self, flag: str) -> None:
@@ -120,6 +121,9 @@ class SlowToImport:
 
     def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Changes nothing."""
+        folder = Path(self.flag).parent
+        while (folder / "wanted").exists() and len(list(folder.glob("loading-*"))) < 2:
+            time.sleep(0.01)
         return rows
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
