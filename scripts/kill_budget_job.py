@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from headrace.embeddings.tables.partitions import separated_columns
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.testing.checkpoints import checkpoint_arrays
+from headrace.testing.processes import running_children
 from headrace.training import CheckpointFolder
 
 JOB = """\
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / f"{run}.yaml").write_text(JOB.format(run=run, storage=storage))
         run_and_kill(folder, random.Random(options.seed), options.kills, options.pause)
         subprocess.run([sys.executable, "-m", "headrace", "train", "plain.yaml"], cwd=folder, check=True)
-        expected, found = last_state(folder / "plain"), last_state(folder / "killed")
+        expected, found = checkpoint_arrays(folder / "plain"), checkpoint_arrays(folder / "killed")
     wrong = sorted(name for name in expected.keys() | found.keys() if not _equal(expected, found, name))
     print(f"{len(expected)} arrays compared, {len(wrong)} differ{': ' if wrong else ''}{', '.join(wrong)}")
     return 1 if wrong else 0
@@ -92,10 +93,12 @@ def run_and_kill(folder: Path, choices: random.Random, num_kills: int, pause_s: 
 def kill(process: subprocess.Popen[bytes], choices: random.Random, counts: Counter[str], *, before: list[int]) -> None:
     """Kill a random choice of the job's processes."""
     with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children()
         target = choices.choice(TARGETS)
-        found = [_of_role(children, role, target[:place].count(role)) for place, role in enumerate(target)]
-        victims = [child for child in found if child is not None]
+        victims = [
+            child
+            for role in dict.fromkeys(target)
+            for child in running_children(process.pid, role)[: target.count(role)]
+        ]
         for child in victims:
             child.kill()
         if victims:
@@ -103,32 +106,6 @@ def kill(process: subprocess.Popen[bytes], choices: random.Random, counts: Count
             print(
                 f"kill {counts.total()}: {' and '.join(target)} after checkpoint {max(before, default=0)}", flush=True
             )
-
-
-def _of_role(children: list[psutil.Process], role: str, number: int) -> psutil.Process | None:
-    found = sorted(child.pid for child in children if role in _command_of(child))
-    return psutil.Process(found[number]) if number < len(found) else None
-
-
-def _command_of(child: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        return child.cmdline()
-    return []
-
-
-def last_state(run: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """All arrays of the newest checkpoint; of each partition those of its rows, in their order."""
-    snapshot, refused = CheckpointFolder(run / "checkpoints").load_latest()
-    if snapshot is None or refused:
-        raise SystemExit(f"{run}: no checkpoint, or damaged ones: {refused}")
-    found = {f"{group}.{name}": array for group, part in snapshot.arrays.items() for name, array in part.items()}
-    for table in {*snapshot.columns, *snapshot.parts}:
-        for number, state in enumerate(snapshot.parts.get(table) or separated_columns(snapshot.columns[table])):
-            order = np.argsort(state["rows"])
-            for name, column in state.items():
-                of_rows = not name.startswith(("header", "retention", "pending", "removed"))
-                found[f"{table}-{number}.{name}"] = np.array(column)[order] if of_rows else np.array(column)
-    return found
 
 
 def _equal(expected: dict[str, Any], found: dict[str, Any], name: str) -> bool:

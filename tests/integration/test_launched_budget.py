@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from headrace.cluster import train_job
-from headrace.embeddings.tables.partitions import separated_columns
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.testing.checkpoints import checkpoint_arrays
 from headrace.testing.processes import running_children
 from headrace.training import CheckpointFolder, JobConfig
 
@@ -65,25 +63,10 @@ def test_killed_shards_and_trainers_change_no_bits(folder: Path) -> None:
         assert process.wait() != 0
     for run in ("killed", "plain"):
         train_job(JobConfig.from_file(folder / f"{run}.yaml"))
-    expected, found = states(folder / "plain"), states(folder / "killed")
+    expected, found = checkpoint_arrays(folder / "plain"), checkpoint_arrays(folder / "killed")
     assert expected.keys() == found.keys()
     assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set()
     assert expected["embeddings-0.rows"].size > 1_000, "expected more rows than a shard has in memory"
-
-
-def states(run: Path) -> dict[str, npt.NDArray[Any]]:
-    """Dense parameters, and the whole state of each partition, with the rows ascending."""
-    snapshot, refused = CheckpointFolder(run / "checkpoints").load_latest()
-    assert snapshot is not None
-    assert not refused
-    found = {f"{group}.{name}": array for group, part in snapshot.arrays.items() for name, array in part.items()}
-    for table in {*snapshot.columns, *snapshot.parts}:
-        for number, state in enumerate(snapshot.parts.get(table) or separated_columns(snapshot.columns[table])):
-            order = np.argsort(state["rows"])
-            for name, column in state.items():
-                is_of_rows = not name.startswith(("header", "retention", "pending", "removed"))
-                found[f"{table}-{number}.{name}"] = np.asarray(column)[order] if is_of_rows else np.asarray(column)
-    return found
 
 
 def wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:

@@ -55,7 +55,7 @@ class RetentionConfig(NamedConfig):
         raise NotImplementedError(f"{type(self).__name__}.keyed")
 
     def build(self, tables: Sequence[Any], budget_bytes: int, *, seed: int, make_storage: Any) -> Any:
-        """Create the table group.
+        """Create the table group: that of all ids, for policies that have partitions.
 
         Args:
             tables: Result of `keyed`.
@@ -69,7 +69,7 @@ class RetentionConfig(NamedConfig):
         Raises:
             ConfigError: The budget is too small.
         """
-        raise NotImplementedError(f"{type(self).__name__}.build")
+        return self.build_partition(tables, budget_bytes, None, seed=seed, make_storage=make_storage)
 
     def build_partition(
         self, tables: Sequence[Any], budget_bytes: int, partition: Any, *, seed: int, make_storage: Any

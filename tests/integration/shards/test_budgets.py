@@ -21,6 +21,7 @@ from headrace.embeddings.stores.remote import RemoteStore
 from headrace.embeddings.tables.lifecycle.importance import ImportanceConfig
 from headrace.embeddings.tables.make_group import BudgetSpec, make_partitions
 from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
+from headrace.testing.row_copies import RowCopy
 
 DIM = 4
 BUDGET = 16 << 10
@@ -172,28 +173,20 @@ def test_with_more_partitions_rows_and_predictions_stay(serve: Serve, saved: Pat
 
 def test_consumers_of_changes_see_who_lost_a_row(serve: Serve) -> None:
     """A copy that applies rows and tombstones has the rows that the shards have, also after budgets change."""
-    copy: dict[tuple[int, int], np.ndarray] = {}
+    copy, whole = RowCopy(), RowCopy()
     with ShardGroup([serve(), serve()], {"t": SPEC}) as shards:
-        store, since = shards.store("t"), 0
+        store = shards.store("t")
         store.acknowledge("copy", 0)
         for step in range(60):
             store.update(*drifting(step), num_rows=80)
             if step % 20 == 19:
                 shards.end_window(step + 1)
             if step % 7 == 6 or step == 59:
-                for block in store.changes(since):
-                    pairs = list(zip(block.tables.tolist(), block.ids.tolist(), strict=True))
-                    if block.is_tombstones:
-                        for pair in pairs:
-                            copy.pop(pair, None)
-                    else:
-                        copy |= dict(zip(pairs, block.columns["weights"], strict=True))
-                    version = block.version
-                since = version
-                store.acknowledge("copy", since)
-        held = dict(_pairs(store.changes(0)))
-    assert len(held) > 200
-    assert {pair: row.tobytes() for pair, row in copy.items()} == held
+                copy.apply(store.changes(copy.version))
+                store.acknowledge("copy", copy.version)
+        whole.apply(store.changes(0))
+    assert len(whole.rows) > 200
+    assert copy.bits("weights") == whole.bits("weights")
 
 
 def _pairs(blocks: Any) -> list[tuple[tuple[int, int], bytes]]:

@@ -16,10 +16,9 @@ from headrace.embeddings.shards.group import GroupOptions, ShardGroup
 from headrace.embeddings.shards.service import ShardServer
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.wire import EvictHeader, pack_ids
-from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
+from headrace.embeddings.stores.remote import StoreOptions
 from headrace.errors import ShardError
-
-Copy = dict[tuple[int, int], list[float]]
+from headrace.testing.row_copies import RowCopy
 
 
 def chosen(rng: np.random.Generator, num_keys: int = 20) -> Keys:
@@ -27,24 +26,11 @@ def chosen(rng: np.random.Generator, num_keys: int = 20) -> Keys:
     return batch(rng, num_keys)[0].unseen()
 
 
-def follow(copy: Copy, store: RemoteStore | LocalStore, since: int) -> tuple[int, int]:
-    """Apply what changed to a copy: the version it has now, and the number of tombstones."""
-    version, num_tombstones = since, 0
-    for block in store.changes(since):
-        version, num_tombstones = block.version, num_tombstones + len(block.ids) * block.is_tombstones
-        for place, pair in enumerate(zip(block.tables.tolist(), block.ids.tolist(), strict=True)):
-            copy.pop(pair, None)
-            if not block.is_tombstones:
-                copy[pair] = [*block.columns["weights"][place], *block.columns["slot.accumulator"][place]]
-    return version, num_tombstones
-
-
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("plan", ["row_wise", "table_wise"])
 def test_evictions_between_steps_give_the_bits_of_one_process(serve: Serve, num_shards: int, plan: Any) -> None:
     local, rng = LocalStore(TableGroup(TABLES, seed=3)), np.random.default_rng(0)
-    copies: tuple[Copy, Copy] = {}, {}
-    since, tombstones = 0, [0, 0]
+    copies = RowCopy(), RowCopy()
     with ShardGroup([serve() for _ in range(num_shards)], GROUPS, options=GroupOptions(plan=plan)) as group:
         store = group.store("t")
         store.acknowledge("copy", 0)
@@ -61,15 +47,12 @@ def test_evictions_between_steps_give_the_bits_of_one_process(serve: Serve, num_
                 assert (read(store, gone) == read(local, gone)).all()
                 assert (read(store, all_keys()) == read(local, all_keys())).all()
                 assert evicting.result() == freed > 0
-            versions = set()
-            for number, each in enumerate((store, local)):
-                version, gone_by_now = follow(copies[number], each, since)
-                versions.add(version)
-                tombstones[number] += gone_by_now
-            (since,) = versions
-            store.acknowledge("copy", since)
-            assert copies[0] == copies[1]
-        assert tombstones[0] == tombstones[1] > 10
+            for copy, each in zip(copies, (store, local), strict=True):
+                copy.apply(each.changes(copy.version))
+            assert copies[0].version == copies[1].version
+            store.acknowledge("copy", copies[0].version)
+            assert copies[0].bits("weights", "slot.accumulator") == copies[1].bits("weights", "slot.accumulator")
+        assert copies[0].num_tombstones == copies[1].num_tombstones > 10
 
 
 def test_what_several_trainers_evict_is_forgotten_by_all_at_the_same_step(serve: Serve) -> None:

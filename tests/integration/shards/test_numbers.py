@@ -15,6 +15,7 @@ from headrace.embeddings.shards.group import GroupOptions, ShardGroup
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import StoreOptions
 from headrace.errors import ShardError
+from headrace.testing.row_copies import RowCopy
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -200,12 +201,11 @@ def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve:
     tables = [table.model_copy(update={"rows": rows}) for table in tables]
     local = LocalStore(TableGroup(tables, seed=3))
     rng = np.random.default_rng(5)
-    copies: list[dict[tuple[int, int], list[float]]] = [{}, {}]
+    copies = RowCopy(), RowCopy()
     with ShardGroup([serve(), serve(), serve()], {"t": TableGroupSpec(tables, 3)}) as group:
-        store, since = group.store("t"), 0
+        store = group.store("t")
         store.acknowledge("copy", 0)
         local.acknowledge("copy", 0)
-        num_tombstones = 0
         for step in range(6):
             keys, gradients = batch(rng, num_keys=12)
             store.update(keys, gradients)
@@ -213,15 +213,9 @@ def test_changes_of_all_shards_keep_a_copy_up_to_date_also_over_evictions(serve:
             if step % 2:
                 assert group.end_window(store.step) == local.table_group.end_window()
             for copy, each in zip(copies, (store, local), strict=True):
-                for block in each.changes(since):
-                    num_tombstones += block.is_tombstones
-                    for place, pair in enumerate(zip(block.tables.tolist(), block.ids.tolist(), strict=True)):
-                        copy.pop(pair, None)
-                        if not block.is_tombstones:
-                            copy[pair] = [*block.columns["weights"][place], *block.columns["slot.accumulator"][place]]
-                    version = block.version
-            since = version
-            store.acknowledge("copy", since)
-            assert copies[0] == copies[1]
-    assert num_tombstones > 0
-    assert len(copies[0]) > 20
+                copy.apply(each.changes(copy.version))
+            assert copies[0].version == copies[1].version
+            store.acknowledge("copy", copies[0].version)
+            assert copies[0].bits("weights", "slot.accumulator") == copies[1].bits("weights", "slot.accumulator")
+    assert copies[0].num_tombstones == copies[1].num_tombstones > 0
+    assert len(copies[0].rows) > 20

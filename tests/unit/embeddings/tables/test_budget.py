@@ -13,6 +13,7 @@ from headrace.embeddings.tables.lifecycle.importance import ImportanceRetention
 from headrace.embeddings.tables.make_group import full_bytes_of, make_table_group
 from headrace.errors import CheckpointError, ConfigError
 from headrace.tensors import KeyedJaggedTensor
+from headrace.testing.row_copies import RowCopy
 
 DIM = 4
 
@@ -230,28 +231,22 @@ def test_an_admitted_id_starts_from_its_own_values_and_a_part_of_its_shared_row(
 
 
 def test_a_copy_that_applies_changes_reads_what_the_group_reads() -> None:
-    group, copy = group_of(), dict[tuple[int, int], np.ndarray]()
+    group, copy = group_of(), RowCopy()
     group.acknowledge("copy", 0)
-    since = 0
     for start in range(0, 60, 7):
         random_steps(group, range(start, start + 7), drift=5 * start)
-        for block in group.changes(since):
-            pairs = list(zip(block.tables.tolist(), block.ids.tolist(), strict=True))
-            if block.is_tombstones:
-                for pair in pairs:
-                    copy.pop(pair, None)
-            else:
-                copy |= dict(zip(pairs, block.columns["weights"], strict=True))
-        since = group.version
-        group.acknowledge("copy", since)
+        copy.apply(group.changes(copy.version))
+        assert copy.version == group.version
+        group.acknowledge("copy", copy.version)
     own = group.retention.index
     held = list(zip(*(each.tolist() for each in own.owners(own.rows())), strict=True))
-    assert {pair for pair in copy if pair[0] < 2} == set(held)
+    assert {pair for pair in copy.rows if pair[0] < 2} == set(held)
     for table, key in held:
-        np.testing.assert_array_equal(copy[table, key], group.read(keys(table, key))[0])
+        np.testing.assert_array_equal(copy.rows[table, key]["weights"], group.read(keys(table, key))[0])
     unknown = keys(1, 123_456)
     shared = group.shared.locate(unknown, np.zeros(1, np.int64))
-    np.testing.assert_array_equal(copy[int(shared.tables[0]), int(shared.ids[0])], group.read(unknown)[0])
+    of_copy = copy.rows[int(shared.tables[0]), int(shared.ids[0])]
+    np.testing.assert_array_equal(of_copy["weights"], group.read(unknown)[0])
 
 
 def test_rows_follow_the_data_as_it_drifts() -> None:

@@ -17,6 +17,7 @@ from headrace.embeddings.tables.lifecycle.qr import CompositionalTableGroup, QRC
 from headrace.embeddings.tables.make_group import budget_bytes_of, keyed_tables, make_table_group
 from headrace.errors import ConfigError, HeadraceError
 from headrace.registry import RETENTION_POLICIES
+from headrace.testing.row_copies import RowCopy
 
 DIM = 4
 POLICIES = list(RETENTION_POLICIES)
@@ -113,26 +114,19 @@ def test_what_is_read_is_what_the_update_starts_from(policy: str, counts: Path) 
 
 @pytest.mark.parametrize("policy", MOVING)
 def test_a_copy_that_applies_changes_has_the_rows_of_the_group(policy: str, counts: Path) -> None:
-    group, copy, since = group_of(config_of(policy, counts, "30%")), dict[tuple[int, int], np.ndarray](), 0
+    group, copy = group_of(config_of(policy, counts, "30%")), RowCopy()
     assert isinstance(group, BudgetedTableGroup)
     group.acknowledge("copy", 0)
-    num_removed = 0
     for start in range(0, 120, 5):
         run(group, range(start, start + 5), drift=3 * start)
-        for block in group.changes(since):
-            pairs = list(zip(block.tables.tolist(), block.ids.tolist(), strict=True))
-            if block.is_tombstones:
-                num_removed += len(pairs)
-                copy = {pair: row for pair, row in copy.items() if pair not in pairs}
-            else:
-                copy |= dict(zip(pairs, block.columns["weights"], strict=True))
-        since = group.version
-        group.acknowledge("copy", since)
-    assert num_removed > 10
+        copy.apply(group.changes(copy.version))
+        assert copy.version == group.version
+        group.acknowledge("copy", copy.version)
+    assert copy.num_tombstones > 10
     rows = group.retention.index.rows()
     owners = zip(*(each.tolist() for each in group.retention.index.owners(rows)), strict=True)
     held = dict(zip(owners, group.storage.columns(rows)["weights"], strict=True))
-    own = {pair: row for pair, row in copy.items() if pair[0] < 2}
+    own = {pair: row["weights"] for pair, row in copy.rows.items() if pair[0] < 2}
     assert own.keys() == held.keys()
     for pair, row in held.items():
         np.testing.assert_array_equal(own[pair], row)

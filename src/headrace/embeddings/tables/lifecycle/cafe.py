@@ -34,7 +34,6 @@ from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Swaps, 
 from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan
 from headrace.embeddings.tables.shared_rows import SharedRows
-from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["CafeConfig", "CafeRetention"]
 
@@ -72,12 +71,6 @@ class CafeConfig(RetentionConfig):
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`."""
         return exact_ids(tables)
-
-    def build(
-        self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
-    ) -> TableGroup:
-        """See `RetentionConfig.build`."""
-        return self.build_partition(tables, budget_bytes, None, seed=seed, make_storage=make_storage)
 
     def build_partition(
         self,

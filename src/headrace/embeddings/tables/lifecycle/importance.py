@@ -49,7 +49,6 @@ from headrace.embeddings.tables.lifecycle.importance_sketch import (
 from headrace.embeddings.tables.lifecycle.row_retention import NO_SWAPS, Demand, Swaps, exact_ids
 from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan
-from headrace.embeddings.tables.table_group import TableGroup
 
 __all__ = ["ImportanceConfig", "ImportanceRetention"]
 
@@ -94,12 +93,6 @@ class ImportanceConfig(RetentionConfig):
     def keyed(self, tables: Sequence[TableConfig], budget_bytes: int) -> tuple[TableConfig, ...]:
         """See `RetentionConfig.keyed`."""
         return exact_ids(tables)
-
-    def build(
-        self, tables: Sequence[TableConfig], budget_bytes: int, *, seed: int, make_storage: MakeStorage
-    ) -> TableGroup:
-        """See `RetentionConfig.build`."""
-        return self.build_partition(tables, budget_bytes, None, seed=seed, make_storage=make_storage)
 
     def build_partition(
         self,
