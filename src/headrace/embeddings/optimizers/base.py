@@ -130,8 +130,10 @@ class SparseOptimizer:
     """The compiled loop, made by `row_kernel`."""
 
     def __init__(self, configs: Sequence[Any], embedding_dim: int) -> None:
-        self._configs = tuple(configs)
-        self._shared = _shared_numbers(configs)
+        distinct = {repr(config): config for config in configs}  # usually one for all tables
+        number_of = {name: number for number, name in enumerate(distinct)}
+        self._configs = list(distinct.values())
+        self._config_of_table = np.array([number_of[repr(config)] for config in configs], dtype=np.int64)
         self._sums = np.array([config.reduction == "sum" for config in configs])
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
@@ -236,14 +238,13 @@ class SparseOptimizer:
 
     def _numbers(self, step: int, num_rows: int, lr_factor: float) -> tuple[Float32s, Float32s]:
         """Hyper-parameters of each table in a step: those that all optimizers share [T, 4], and those of the rule."""
-        configs, shared = self._configs, self._shared
+        configs = self._configs
         if lr_factor != 1.0:
-            configs = tuple(config.with_lr_factor(lr_factor) for config in configs)
-            shared = _shared_numbers(configs)
-        if self._sums.any():
-            shared = shared.copy()
-            shared[self._sums, 3] = num_rows
-        return shared, np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
+            configs = [config.with_lr_factor(lr_factor) for config in configs]
+        shared = _shared_numbers(configs)[self._config_of_table]
+        shared[self._sums, 3] = num_rows
+        numbers = np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
+        return shared, numbers[self._config_of_table]
 
 
 def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:

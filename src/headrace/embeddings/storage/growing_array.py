@@ -28,10 +28,12 @@ class GrowingArray:
 
     Attributes:
         array: The elements. While an array that shares its memory exists, it cannot grow.
+        address: Address of the first element, until the array grows.
     """
 
     def __init__(self, length: int, dtype: npt.DTypeLike) -> None:
         self.array: npt.NDArray[Any] = np.zeros(0, dtype=dtype)
+        self.address: int = self.array.ctypes.data  # NumPy takes a microsecond to tell it, and each look-up needs four
         self._map: mmap.mmap | None = None
         if length:
             self._set_length(length)
@@ -40,11 +42,6 @@ class GrowingArray:
     def num_bytes(self) -> int:
         """Bytes of the elements."""
         return self.array.nbytes
-
-    @property
-    def address(self) -> int:
-        """Address of the first element, until the array grows."""
-        return self.array.ctypes.data
 
     def reserve(self, length: int) -> None:
         """Ensure a number of elements; new ones are zeros, and there may be a few more.
@@ -69,11 +66,16 @@ class GrowingArray:
                 old, self._map = self._map, _zeros(num_bytes)
                 self._map[: old_length * dtype.itemsize] = old[: old_length * dtype.itemsize]
             except (BufferError, OSError):
-                self.array = np.frombuffer(self._map, dtype=dtype, count=old_length)
+                self._show(old_length, dtype)
                 raise
         if num_bytes >= HUGE_ABOVE and hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._show(length, dtype)
+
+    def _show(self, length: int, dtype: np.dtype[Any]) -> None:
+        assert self._map is not None
         self.array = np.frombuffer(self._map, dtype=dtype, count=length)
+        self.address = self.array.ctypes.data
 
 
 def _zeros(num_bytes: int) -> mmap.mmap:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from headrace.compiling import kernel
 from headrace.embeddings.changes.log import ChangeLog
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
@@ -26,6 +23,7 @@ from headrace.embeddings.tables.lifecycle.row_retention import (
     RowRetention,
     Swaps,
 )
+from headrace.embeddings.tables.merged_gradients import merge_gradients
 from headrace.embeddings.tables.metadata import RECORD, RowMetadata
 from headrace.embeddings.tables.partitions import Partition
 from headrace.embeddings.tables.row_plan import RowPlan, bytes_per_row
@@ -40,6 +38,21 @@ SHARED = "/shared"
 """Ends the name of the table of shared rows of another table."""
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _LastRead:
+    """The newest read of a table group.
+
+    Attributes:
+        keys: The keys [U].
+        rows: int64 [U], their own rows, or shared ones that were updated before.
+        version: Version of the group.
+    """
+
+    keys: Keys
+    rows: Int64s
+    version: int
 
 
 class BudgetedTableGroup(TableGroup):
@@ -105,6 +118,7 @@ class BudgetedTableGroup(TableGroup):
         self.changelog = ChangeLog()
         self.step = self.version = 0
         self._window_starts = [0]
+        self._last_read: _LastRead | None = None
         self._initialize_own()
         self._check_size()
 
@@ -123,33 +137,47 @@ class BudgetedTableGroup(TableGroup):
     def read(self, keys: Keys) -> Any:
         """See `TableGroup.read`; ids without a row of their own read their shared row."""
         rows, num_new = self.retention.index.find(keys, self.shared, self.metadata.records)
-        if num_new:
-            keys = self.shared.locate(keys, np.where(rows == NEW, 0, rows))
-        elif not self.shared.num_rows:
+        if not self.shared.num_rows:
             missing = np.flatnonzero((rows == 0) & (keys.counts > 0))
             admitted = missing[self.retention.may_admit(keys.take(missing), rows[missing])]
             rows[admitted] = NEW
+        elif num_new:
+            located = self.shared.locate(keys, np.where(rows == NEW, 0, rows))
+            return self.storage.gather(rows, located)
+        else:
+            self._last_read = _LastRead(keys, rows, self.version)
         return self.storage.gather(rows, keys)
 
     def update(self, keys: Keys, gradients: Any, *, num_rows: int = 1, lr_factor: float = 1.0) -> None:
-        """See `TableGroup.update`. Gradients of ids that share a row are summed, in the order of the keys."""
+        """See `TableGroup.update`. Gradients of ids that share a row are summed, in the order of the keys.
+
+        An array of gradients is as it was when the call is over, but not meanwhile.
+        """
+        rows = self._rows_of(keys)
         self.step += 1
         self.version += 1
-        own_rows = self.index.resolve(keys)
-        admitted = self.retention.admit(keys, own_rows)
-        self._count(self.gained, keys.tables[admitted])
-        if self.shared.num_rows:
-            nothing = np.zeros(len(admitted), dtype=np.float32)
-            self._start(own_rows[admitted], keys.take(admitted), nothing, None)  # a copy: that is what was read
-        rows = own_rows.copy()
-        located, gradients_of_rows = self.shared.merge(self.shared.locate(keys, rows), rows, gradients)
-        new = self.metadata.mark_updated(rows, located.counts, version=self.version)
-        if len(new):
-            self.storage.initialize(rows[new], located.take(new))
-        self.storage.update(rows, located, gradients_of_rows, step=self.step, num_rows=num_rows, lr_factor=lr_factor)
-        norms = _norms_of(gradients)
-        swaps = self.retention.observe(keys, own_rows, norms, step=self.step, num_rows=num_rows)
+        admitted = self.retention.admit(keys, rows)
+        if len(admitted):
+            self._count(self.gained, keys.tables[admitted])
+            if self.shared.num_rows:
+                nothing = np.zeros(len(admitted), dtype=np.float32)
+                self._start(rows[admitted], keys.take(admitted), nothing, None)  # a copy: that is what was read
+        merged = merge_gradients(keys, rows, gradients, self.shared, self.metadata, version=self.version)
+        if len(merged.new):
+            self.storage.initialize(rows[merged.new], merged.keys.take(merged.new))
+        self.storage.update(rows, merged.keys, merged.gradients, step=self.step, num_rows=num_rows, lr_factor=lr_factor)
+        merged.restore()
+        swaps = self.retention.observe(keys, rows, merged.norms, step=self.step, num_rows=num_rows)
         self._apply(swaps, rows)
+
+    def _rows_of(self, keys: Keys) -> Int64s:
+        """Rows int64 [U] of keys, their own or shared ones; 0 for none. A step usually has just read them."""
+        last, self._last_read = self._last_read, None
+        if last is not None and last.keys is keys and last.version == self.version:
+            return last.rows
+        rows = self.index.resolve(keys)
+        self.shared.fill_in(keys, rows)
+        return rows
 
     def states(self, keys: Keys) -> KeyStates:
         """Refused: ids that share a row have no state of their own.
@@ -226,6 +254,7 @@ class BudgetedTableGroup(TableGroup):
             Number of ids that lost their row.
         """
         assert isinstance(self.retention, ResizableRetention)
+        self._last_read = None
         before, self.plan = self.plan.num_rows, self.plan.resized(budget_bytes)
         gone = self.retention.least_important(max(0, self.retention.index.num_rows - self.plan.num_rows))
         if len(gone):
@@ -270,43 +299,55 @@ class BudgetedTableGroup(TableGroup):
         See `RowRetention.inherited_ratio` for the weights. The part of sums over updates that is due to other ids stays
         behind: with all of it, an Adagrad row that many ids have trained would hardly learn any more.
         """
-        sources = np.zeros(len(rows), dtype=np.int64)
-        located = self.shared.locate(keys, sources)
-        is_written = self.metadata.versions[sources] > 0  # never that of row 0
-        written, unwritten = np.flatnonzero(is_written), np.flatnonzero(~is_written)
-        if len(unwritten):
-            self.storage.initialize(rows[unwritten], located.take(unwritten))
         if not self.shared.num_rows:
+            self.storage.initialize(rows, keys)
             columns = self.storage.columns(rows)
             self.storage.set_columns(rows, columns | {"weights": np.zeros_like(columns["weights"])})
-        elif len(written):
-            columns, records = self.storage.columns(sources[written]), self.metadata.records[sources[written]]
-            # Gradients that point the same way add up: an id with a tenth of them has a hundredth of the squared sum.
-            shares = np.minimum(1, occurrences[written] / np.maximum(1, records["frequency"])).astype(np.float32) ** 2
-            initial = self._layout.optimizer.initial_state[keys.tables[written]]
-            for name, first in self._layout.slot_columns(initial).items():
-                if name in self._sums:
-                    columns[name] = first + shares[:, None] * (columns[name] - first)
-            if inherited_ratio is not None:
-                columns["weights"] = self._inherited(columns["weights"], inherited_ratio, keys.take(written))
-            self.storage.set_columns(rows[written], columns)
-        self.metadata.records["version"][rows] = self.version
+            self.metadata.versions[rows] = self.version
+            return
+        self.metadata.versions[rows] = self.version
+        sources = np.zeros(len(rows), dtype=np.int64)
+        self.shared.fill_in(keys, sources)
+        records = self.metadata.records[sources]
+        is_written = records["version"] > 0
+        if not is_written.all():
+            unwritten, written = np.flatnonzero(~is_written), np.flatnonzero(is_written)
+            self.storage.initialize(rows[unwritten], keys.take(unwritten))
+            rows, keys, occurrences = rows[written], keys.take(written), occurrences[written]
+            sources, records = sources[written], records[written]
+        if not len(rows):
+            return
+        columns = self.storage.columns(sources)
+        # Gradients that point the same way add up: an id with a tenth of them has a hundredth of the squared sum.
+        shares = np.minimum(1, occurrences / np.maximum(1, records["frequency"])).astype(np.float32) ** 2
+        initial = self._layout.optimizer.initial_state[keys.tables]
+        for name, first in self._layout.slot_columns(initial).items():
+            if name in self._sums:
+                columns[name] = first + shares[:, None] * (columns[name] - first)
+        if inherited_ratio is not None:
+            columns["weights"] = self._inherited(columns["weights"], inherited_ratio, keys)
+        self.storage.set_columns(rows, columns)
 
     def _inherited(self, shared: npt.NDArray[Any], ratio: float, keys: Keys) -> npt.NDArray[Any]:
         """Stored weights of keys [A]: a part of their stored shared rows, added to their initial values."""
+        first_values = self._layout.first_values
+        if self._layout.row_format == "fp32":
+            first = first_values.stored(keys, self.embedding_dim)
+            first += np.float32(ratio) * shared
+            return first
         row_format = self._layout.row_format
         values = to_float32(as_tensor(np.ascontiguousarray(shared), row_format), row_format).numpy()
-        first = self._layout.first_values.widened(keys, self.embedding_dim)
+        first = first_values.widened(keys, self.embedding_dim)
         return self._layout.stored(np.float32(ratio) * values + first, keys, self.step)
 
     def _apply(self, swaps: Swaps, updated: Int64s) -> None:
         """Carry out swaps after an update of some rows [U], and record the changes."""
-        self._count(self.lost, swaps.evicted.tables)
-        self._count(self.gained, swaps.admitted.tables)
         if len(swaps.freed_rows):
+            self._count(self.lost, swaps.evicted.tables)
             self.metadata.clear(swaps.freed_rows)
             self.changelog.record_removed(self.version, swaps.evicted.tables, swaps.evicted.ids)
         if len(swaps.rows):
+            self._count(self.gained, swaps.admitted.tables)
             self._start(swaps.rows, swaps.admitted, swaps.occurrences, self.retention.inherited_ratio)
             if self.changelog.cursors:
                 updated = np.union1d(updated, swaps.rows)
@@ -395,22 +436,3 @@ def _with_shared_tables(tables: Sequence[TableConfig], plan: RowPlan, num_partit
             for table, num_shared in zip(tables, plan.num_shared.tolist(), strict=True)
         ),
     ]
-
-
-def _norms_of(gradients: Any) -> Float32s:
-    """L2 norm of each gradient [U, D], float32 [U]."""
-    if isinstance(gradients, Tensor):
-        norms: Float32s = gradients.norm(dim=1).cpu().numpy()
-        return norms
-    norms = np.empty(len(gradients), dtype=np.float32)
-    _norms(gradients, norms)
-    return norms
-
-
-@kernel(parallel=True)
-def _norms(gradients: Float32s, out: Float32s) -> None:
-    for u in numba.prange(len(gradients)):
-        squares = np.float32(0.0)
-        for d in range(gradients.shape[1]):
-            squares += gradients[u, d] * gradients[u, d]
-        out[u] = np.sqrt(squares)

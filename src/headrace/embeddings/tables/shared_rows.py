@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
@@ -22,7 +20,6 @@ PLACE_BYTES = 4
 
 CHUNK = 512  # keys per task of a thread
 
-Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Uint64s = npt.NDArray[np.uint64]
@@ -47,6 +44,7 @@ class SharedRows:
         first_rows: int64 [T], first shared row of each table.
         first_ids: int64 [T], number of that row outside.
         num_rows: Number of all shared rows.
+        places: int32 [1 + num_rows], zeros; scratch memory for a number per shared row.
     """
 
     def __init__(self, names: Sequence[str], sizes: Int64s, *, seed: int, partition: int = 0) -> None:
@@ -56,12 +54,12 @@ class SharedRows:
         self.first_rows: Int64s = ends - sizes
         self.num_rows = int(sizes.sum())
         self.salts: Uint64s = name_seeds(seed, list(names), "shared")
-        self._places: Int32s = np.zeros(1 + self.num_rows, dtype=np.int32)  # scratch of `merge`
+        self.places: Int32s = np.zeros(1 + self.num_rows, dtype=np.int32)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays that grow with the number of rows."""
-        return self._places.nbytes
+        return self.places.nbytes
 
     def owners(self, rows: Int64s) -> tuple[Int32s, Int64s]:
         """The (table, id) of shared rows [R], as they appear outside."""
@@ -73,6 +71,10 @@ class SharedRows:
         """Fill in the shared rows of keys [U] whose row is 0, `NEW` for those that were never updated; returns their
         number."""
         return _find(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, records, rows)
+
+    def fill_in(self, keys: Keys, rows: Int64s) -> None:
+        """Fill in the shared rows of keys [U] whose row is 0; it stays 0 if the table has none."""
+        _fill_in(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, rows)
 
     def locate(self, keys: Keys, rows: Int64s) -> Keys:
         """Fill in the shared rows of keys [U] whose row is 0.
@@ -88,33 +90,6 @@ class SharedRows:
         where = self.first_rows, self.first_ids, self.sizes, self.salts
         _locate(keys.tables, keys.ids, *where, rows, tables, ids)
         return Keys(tables, ids, keys.counts)
-
-    def merge(self, keys: Keys, rows: Int64s, gradients: Any) -> tuple[Keys, Any]:
-        """Sum the gradients and counts of keys that share a row, in the order of the keys.
-
-        Args:
-            keys: Keys [U] of the rows.
-            rows: int64 [U]; all but the first occurrence of a shared row become 0.
-            gradients: float32 [U, D], an array or a tensor; stays as it is.
-
-        Returns:
-            Keys and gradients, valid where rows are not 0.
-        """
-        firsts = np.empty(len(rows), dtype=np.int64)
-        num_merged = _find_firsts(rows, self.num_rows, self._places, firsts)
-        if not num_merged:
-            return keys, gradients
-        merged = np.flatnonzero(firsts >= 0)
-        counts = keys.counts.copy()
-        if isinstance(gradients, np.ndarray):
-            gradients = gradients.copy()
-            _add_to_firsts(gradients, firsts, gradients, counts)
-        else:
-            places, sources = (torch.from_numpy(each).to(gradients.device) for each in (firsts[merged], merged))
-            gradients = gradients.clone().index_add_(0, places, gradients[sources])
-            np.add.at(counts, firsts[merged], keys.counts[merged])
-        rows[merged] = 0
-        return Keys(keys.tables, keys.ids, counts), gradients
 
 
 def split_rows(total: int, weights: Sequence[float]) -> Int64s:
@@ -147,6 +122,13 @@ def _find(
     return num_new
 
 
+@kernel()
+def _fill_in(tables: Int32s, ids: Int64s, first_rows: Int64s, sizes: Int64s, salts: Uint64s, rows: Int64s) -> None:
+    for u in range(len(ids)):
+        if rows[u] == 0:
+            rows[u] = shared_row(tables[u], ids[u], first_rows, sizes, salts)
+
+
 @kernel(parallel=True)
 def _locate(
     tables: Int32s,
@@ -168,31 +150,3 @@ def _locate(
                 rows[u] = shared_row(table, ids[u], first_rows, sizes, salts)
                 row_ids[u] = rows[u] - first_rows[table] + first_ids[table]
                 row_tables[u] = num_tables + table
-
-
-@kernel()
-def _find_firsts(rows: Int64s, num_shared: int, places: Int32s, firsts: Int64s) -> int:
-    """For each key whose shared row an earlier key has, the place of that key, otherwise -1; returns their number."""
-    num_merged = 0
-    for u in range(len(rows)):
-        firsts[u] = -1
-        if 0 < rows[u] <= num_shared:
-            place = places[rows[u]]
-            if place == 0:
-                places[rows[u]] = u + 1
-            else:
-                firsts[u] = place - 1
-                num_merged += 1
-    for u in range(len(rows)):
-        if 0 < rows[u] <= num_shared:
-            places[rows[u]] = 0
-    return num_merged
-
-
-@kernel()
-def _add_to_firsts(gradients: Float32s, firsts: Int64s, out: Float32s, counts: Int32s) -> None:
-    for u in range(len(firsts)):
-        if firsts[u] >= 0:
-            counts[firsts[u]] += counts[u]
-            for d in range(out.shape[1]):
-                out[firsts[u], d] += gradients[u, d]

@@ -145,6 +145,46 @@ def test_gradients_of_ids_that_share_a_row_are_one_step_over_their_sum() -> None
     assert group.metadata.columns(rows)["frequency"].tolist() == [3]
 
 
+def test_gradients_that_cannot_be_written_to_train_as_others_do() -> None:
+    """Such are those of a message from another process."""
+    group, other = group_of(config_of("1200B")), group_of(config_of("1200B"))
+    for step in range(20):
+        batch = keys(1, *range(step, step + 40))
+        gradients = np.random.default_rng(step).normal(size=(40, DIM)).astype(np.float32)
+        other.update(batch, gradients.copy())
+        gradients.flags.writeable = False
+        group.update(batch, gradients)
+    assert_equal(group.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("between", ["nothing", "another read", "eviction", "fewer rows", "more rows", "another state"])
+def test_an_update_right_after_its_read_trains_what_an_update_alone_does(between: str) -> None:
+    """It knows the rows from the read, unless ids may have got other ones since."""
+    pair = [group_of(config_of(half_life_rows=600)) for _ in range(2)]
+    other = group_of(config_of(half_life_rows=600))
+    random_steps(other, range(10))  # to the version that the others have after ten steps
+    for step in range(30):
+        random = np.random.default_rng(step)
+        ids = np.unique(random.zipf(1.2, 80) % 300)
+        batch = keys(1, *ids)
+        gradients = random.normal(size=(len(ids), DIM)).astype(np.float32)
+        for group in pair:
+            if group is pair[0]:
+                group.read(batch)
+            if between == "another read":
+                group.read(keys(1, *range(400)))
+            if between == "eviction":
+                group.evict(keys(1, *ids[::3]))
+            if between == "fewer rows" and step == 25:
+                group.resize(group.plan.budget_bytes - 2_000)
+            if between == "more rows" and step == 25:
+                group.resize(group.plan.budget_bytes + 2_000)
+            if between == "another state" and step == 10:
+                group.load_state_dict(other.state_dict())
+            group.update(batch, gradients)
+    assert_equal(pair[0].state_dict(), pair[1].state_dict())
+
+
 def test_what_is_read_is_what_the_update_starts_from() -> None:
     group = group_of()
     random_steps(group, range(20))

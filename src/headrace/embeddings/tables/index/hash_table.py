@@ -42,9 +42,9 @@ WAITING = np.dtype([("table", np.uint16), ("sightings", np.int32), ("id", np.int
 OWNER_BYTES, OWNER_ID, WAITING_BYTES, SIGHTINGS, WAITING_ID, SEEN = 12, 4, 18, 2, 6, 14  # sizes and offsets of these
 FREE = np.uint64(0xFFFFFFFF)  # the table of a free row
 
-SALT = np.uint64(secrets.randbits(64))
-"""Changes the slots of keys in each process, so that nobody can choose ids that fill one segment. No result depends on
-them."""
+SALT = secrets.randbits(64) - 2**63
+"""An int64. Changes the slots of keys in each process, so that nobody can choose ids that fill one segment. No result
+depends on them."""
 
 MAX_COUNT = 2**31 - 1
 CHUNK = 512  # keys per task of a thread
@@ -104,7 +104,7 @@ class Arrays(NamedTuple):
             self.num_segments,
             1 << (self.num_segments.bit_length() - 1),
             self.segment_slots,
-            int(SALT.view(np.int64)),
+            SALT,
         )
 
 
@@ -222,7 +222,7 @@ def sightings_of(index: HashTable, value: int) -> Any:
 
 
 @kernel()
-def _key_of(index: HashTable, value: int) -> tuple[Any, Any]:
+def key_of(index: HashTable, value: int) -> tuple[Any, Any]:
     """The (table, id) of a slot's value."""
     place = place_of(value)
     if is_waiting(value):
@@ -235,14 +235,14 @@ def _key_of(index: HashTable, value: int) -> tuple[Any, Any]:
 @kernel()
 def _is_of(index: HashTable, value: int, table: int, key: int) -> Any:
     """Whether a slot's value is the place of (table, id)."""
-    its_table, its_id = _key_of(index, value)
+    its_table, its_id = key_of(index, value)
     return its_id == key and its_table == table
 
 
 @kernel()
 def _hash_of_value(index: HashTable, value: int) -> np.uint64:
     """The hash of the key of a slot's value."""
-    table, key = _key_of(index, value)
+    table, key = key_of(index, value)
     return hash_of(index, table, key)
 
 
@@ -394,7 +394,7 @@ def drop_waiting(index: HashTable, place: int, num_waiting: int) -> None:
     last = num_waiting - 1
     if place == last:
         return
-    table, key = _key_of(index, value_of(last, True))
+    table, key = key_of(index, value_of(last, True))
     hashed = hash_of(index, table, key)
     slot, _ = probe(index, hashed, table, key)
     set_waiting(index, place, table, key)

@@ -37,8 +37,10 @@ from headrace.embeddings.tables.index.hash_table import (
     hash_of,
     is_free,
     is_waiting,
+    key_of,
     num_slots_of,
     place_of,
+    prefetch_record,
     prefetch_slot,
     probe,
     set_owner,
@@ -174,6 +176,16 @@ class KeyIndex:
         _check(enter_all(self.arrays.table, places, False))
         self.num_rows += len(rows)
         self.next_row = max(self.next_row, highest)
+
+    def replace(self, rows: Int64s, keys: Keys) -> tuple[Int32s, Int64s]:
+        """Give rows [U] in use, unique, to keys [U] that are not in the index.
+
+        Returns:
+            The (table, id) that had each row; they are not in the index any more.
+        """
+        tables, ids = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int64)
+        _replace(self.arrays.table, rows, self.first_row, keys.tables, keys.ids, tables, ids)
+        return tables, ids
 
     def release(self, rows: Int64s) -> None:
         """Free some rows [U] in use, unique."""
@@ -353,6 +365,35 @@ def _allocate(
             set_owner(index, row - first_row, tables[u], ids[u])
             rows[u] = row
     return next_free, next_row
+
+
+@kernel()
+def _replace(
+    index: HashTable,
+    rows: Int64s,
+    first_row: int,
+    tables: Int32s,
+    ids: Int64s,
+    old_tables: Int32s,
+    old_ids: Int64s,
+) -> None:
+    hashes, old_hashes = np.empty(BLOCK, dtype=np.uint64), np.empty(BLOCK, dtype=np.uint64)
+    for begin in range(0, len(rows), BLOCK):
+        end = min(begin + BLOCK, len(rows))
+        for i in range(begin, end):
+            prefetch_record(index, value_of(rows[i] - first_row, False))
+            hashes[i - begin] = hash_of(index, tables[i], ids[i])
+            prefetch_slot(index, hashes[i - begin])
+        for i in range(begin, end):
+            old_tables[i], old_ids[i] = key_of(index, value_of(rows[i] - first_row, False))
+            old_hashes[i - begin] = hash_of(index, old_tables[i], old_ids[i])
+            prefetch_slot(index, old_hashes[i - begin])
+        for i in range(begin, end):
+            slot, _ = probe(index, old_hashes[i - begin], old_tables[i], old_ids[i])
+            erase(index, slot, old_hashes[i - begin])
+            set_owner(index, rows[i] - first_row, tables[i], ids[i])
+            slot, _ = probe(index, hashes[i - begin], tables[i], ids[i])
+            write(index, slot, hashes[i - begin], value_of(rows[i] - first_row, False))
 
 
 @kernel()

@@ -39,8 +39,8 @@ from headrace.embeddings.tables.index.key_index import KeyIndex
 from headrace.embeddings.tables.lifecycle.importance_sketch import (
     SLOT_BYTES,
     SLOTS,
+    exchange,
     find_slot,
-    forget,
     remember,
     scale_values,
     slot_of,
@@ -183,15 +183,15 @@ class ImportanceRetention:
         """See `RowRetention.admit`: while rows are free, every id gets one, unless ids must be important first."""
         if not self.index.num_free or self._config.admission > 0:
             return np.empty(0, dtype=np.int64)
-        places = np.flatnonzero((rows == 0) & (keys.counts > 0))[: self.index.num_free]
+        places = np.flatnonzero((rows < self._first_row) & (keys.counts > 0))[: self.index.num_free]
         rows[places] = self.index.allocate(keys.take(places))
         self.importance[rows[places] - self._first_row] = 0
         return places
 
     def observe(self, keys: Keys, rows: Int64s, norms: Float32s, *, step: int, num_rows: int) -> Swaps:
         """See `RowRetention.observe`."""
-        wanted = np.empty(len(keys), dtype=np.float32)
-        _observe(
+        candidates, wanted = np.empty(len(keys), dtype=np.int64), np.empty(len(keys), dtype=np.float32)
+        num_candidates = _observe(
             keys.tables,
             keys.ids,
             keys.counts,
@@ -205,9 +205,12 @@ class ImportanceRetention:
             self.importance,
             self.tags,
             self.values,
+            candidates,
             wanted,
         )
-        swaps = self._move(keys, wanted)
+        swaps = NO_SWAPS
+        if num_candidates:
+            swaps = self._move(keys, candidates[:num_candidates], wanted[:num_candidates])
         self._grow_older(num_rows)
         return swaps
 
@@ -278,37 +281,46 @@ class ImportanceRetention:
         age, hand, cut = columns["retention.clock"].tolist()
         self._age, self._hand, self._cut = age, int(hand), cut
 
-    def _move(self, keys: Keys, wanted: Float32s) -> Swaps:
-        """Give free rows, and rows of less important ids, to the most important ids that want one."""
+    def _move(self, keys: Keys, candidates: Int64s, wanted: Float32s) -> Swaps:
+        """Give free rows, and rows of less important ids, to the most important ids that want one.
+
+        Args:
+            keys: The keys of the update.
+            candidates: int64 [C], positions of ids that want a row, ascending.
+            wanted: float32 [C], their importance.
+        """
         num_free, max_swaps = self.index.num_free, max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)
-        candidates = _largest(wanted, num_free + max_swaps)
-        first, others = candidates[:num_free], candidates[num_free:]
+        order = _largest(wanted, num_free + max_swaps)
+        candidates, wanted = candidates[order], wanted[order]
         free = np.empty(0, dtype=np.int64)
-        if num_free and self._config.admission > 0:
-            free = self.index.allocate(keys.take(first))
-            self.importance[free - self._first_row] = wanted[first]
-        if num_free > len(first):
-            others = others[:0]
-        others = others[:max_swaps]
-        places, freed = np.empty(len(others), dtype=np.int64), np.empty(len(others), dtype=np.float32)
-        if len(others):
-            margin = np.float32(1 + self._config.margin)
-            self._hand, self._cut = _find_victims(
-                wanted[others], margin, self.importance, self._hand, self._cut, places, freed
-            )
-        takes = np.flatnonzero(places >= 0)
-        taken = places[takes] + self._first_row
-        tables, ids = self.index.owners(taken)
-        winners = np.concatenate([first[: len(free)], others[takes]])
+        if num_free and self._config.admission > 0:  # otherwise they were given out in `admit`
+            free = self.index.allocate(keys.take(candidates[:num_free]))
+            self.importance[free - self._first_row] = wanted[:num_free]
+        takers, taken, freed = self._take_over(wanted[num_free:])
+        winners = np.concatenate([np.arange(len(free)), num_free + takers])
         if not len(winners):
             return NO_SWAPS
-        admitted, rows = keys.take(winners), np.concatenate([free, taken])
-        self.index.release(taken)
-        self.index.insert(keys.take(others[takes]), taken)
-        forget(self.tags, self.values, admitted.tables, admitted.ids)
-        remember(self.tags, self.values, tables, ids, freed[takes])
+        admitted = keys.take(candidates[winners])
+        tables, ids = self.index.replace(taken, admitted.after(len(free)))
+        exchange(self.tags, self.values, admitted.tables, admitted.ids, tables, ids, freed)
         evicted = Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))
+        rows = np.concatenate([free, taken])
         return Swaps(taken, evicted, rows, admitted, (wanted[winners] / self.growth).astype(np.float32))
+
+    def _take_over(self, wanted: Float32s) -> tuple[Int64s, Int64s, Float32s]:
+        """Find rows of less important ids for ids [O] in descending order of importance.
+
+        Returns:
+            Which ids get one, int64 [E], the rows, int64 [E], and the importance of the ids that had them, float32 [E].
+        """
+        takers, rows = np.empty(len(wanted), dtype=np.int64), np.empty(len(wanted), dtype=np.int64)
+        freed, num_taken = np.empty(len(wanted), dtype=np.float32), 0
+        if len(wanted):
+            margin = np.float32(1 + self._config.margin)
+            num_taken, self._hand, self._cut = _find_victims(
+                wanted, margin, self._first_row, self.importance, self._hand, self._cut, takers, rows, freed
+            )
+        return takers[:num_taken], rows[:num_taken], freed[:num_taken]
 
     def _grow_older(self, num_rows: int) -> None:
         if self._config.half_life_rows is None:
@@ -325,13 +337,12 @@ class ImportanceRetention:
 
 
 def _largest(wanted: Float32s, count: int) -> Int64s:
-    """Positions of the `count` largest values above 0, and equal ones, in descending order and then in their order."""
-    positions = np.flatnonzero(wanted)
-    values = wanted[positions]
-    if len(values) > count:
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        positions, values = positions[values >= least], values[values >= least]
-    return positions[np.argsort(-values, kind="stable")]
+    """Positions of the `count` largest values, in descending order and then in their own."""
+    if len(wanted) <= count:
+        return np.argsort(-wanted, kind="stable")
+    least = np.partition(wanted, len(wanted) - count)[len(wanted) - count]
+    positions = np.flatnonzero(wanted >= least)
+    return positions[np.argsort(-wanted[positions], kind="stable")[:count]]
 
 
 @kernel()
@@ -349,33 +360,41 @@ def _observe(
     importance: Float32s,
     tags: Uint32s,
     values: Uint16s,
+    candidates: Int64s,
     wanted: Float32s,
-) -> None:
-    """Add to the importance of ids; `wanted` is that of ids without a row if above `cut`, otherwise 0."""
+) -> int:
+    """Add to the importance of ids. Those without a row, if it is above `cut`, are candidates; returns their number."""
     for u in range(len(ids)):
         if np.isfinite(norms[u]):
             table_norms[tables[u], 0] += np.float64(growth * norms[u])
             table_norms[tables[u], 1] += np.float64(growth) * counts[u]
+    means = np.empty(len(table_norms), dtype=np.float64)
+    for table in range(len(means)):
+        means[table] = table_norms[table, 0] / max(table_norms[table, 1], 1e-300)
     scratch = np.empty(1, dtype=np.float32)
     bits = scratch.view(np.uint32)
+    firsts, its_tags = np.empty(AHEAD, dtype=np.int64), np.empty(AHEAD, dtype=np.uint32)  # of the next keys
     importance_at, tags_at, values_at = importance.ctypes.data, tags.ctypes.data, values.ctypes.data
-    for u in range(len(ids)):
-        if u + AHEAD < len(ids):
-            if rows[u + AHEAD] != 0:
-                prefetch(importance_at + (rows[u + AHEAD] - first_row) * importance.itemsize)
+    num_candidates = 0
+    for ahead in range(len(ids) + AHEAD):
+        u, place = ahead - AHEAD, ahead % AHEAD
+        first, tag = firsts[place], its_tags[place]
+        if ahead < len(ids):
+            if rows[ahead] >= first_row:
+                prefetch(importance_at + (rows[ahead] - first_row) * importance.itemsize)
             else:
-                first, tag = slot_of(tags, tables[u + AHEAD], ids[u + AHEAD])
-                prefetch(tags_at + first * tags.itemsize)
-                prefetch(values_at + first * values.itemsize)
-        wanted[u] = 0
-        mean = table_norms[tables[u], 0] / max(table_norms[tables[u], 1], 1e-300)
+                firsts[place], its_tags[place] = slot_of(tags, tables[ahead], ids[ahead])
+                prefetch(tags_at + firsts[place] * tags.itemsize)
+                prefetch(values_at + firsts[place] * values.itemsize)
+        if u < 0:
+            continue
+        mean = means[tables[u]]
         more = np.float32(growth * norms[u] / mean) if mean > 0 else np.float32(0.0)
         if not 0 < more < np.inf:  # also if the gradient is not a number
             continue
-        if rows[u] != 0:
+        if rows[u] >= first_row:
             importance[rows[u] - first_row] += more
             continue
-        first, tag = slot_of(tags, tables[u], ids[u])
         slot, is_found = find_slot(tags, values, first, tag)
         bits[0] = np.uint32(values[slot]) << np.uint32(16)
         total = scratch[0] + more
@@ -386,35 +405,40 @@ def _observe(
         tags[slot] = tag
         values[slot] = np.uint16((bits[0] + (np.uint32(random >> np.uint64(48)))) >> np.uint32(16))
         if total > cut:
-            wanted[u] = total
+            candidates[num_candidates], wanted[num_candidates] = u, total
+            num_candidates += 1
+    return num_candidates
 
 
 @kernel()
 def _find_victims(
     wanted: Float32s,
     margin: np.float32,
+    first_row: int,
     importance: Float32s,
     hand: int,
     cut: float,
-    places: Int64s,
+    takers: Int64s,
+    rows: Int64s,
     freed: Float32s,
-) -> tuple[int, float]:
-    """For each candidate, the least important of the next rows if it is less important by the margin, otherwise -1.
+) -> tuple[int, int, float]:
+    """For each candidate, take the least important of the next rows if it is less important by the margin.
 
     Candidates are in descending order, so that no row is taken twice; `freed` is the importance of the ids that lose
-    their rows.
+    their rows. Returns the number of these, the hand and the cut.
     """
+    num_taken = 0
     for i in range(len(wanted)):
-        least = hand
+        least, least_value = hand, importance[hand]
         for _ in range(min(EXAMINED, len(importance))):
-            if importance[hand] < importance[least]:
-                least = hand
+            if importance[hand] < least_value:
+                least, least_value = hand, importance[hand]
             hand += 1
             if hand == len(importance):
                 hand = 0
-        cut += 0.1 * (importance[least] - cut)
-        places[i] = -1
-        if wanted[i] > margin * importance[least]:
-            places[i], freed[i] = least, importance[least]
+        cut += 0.1 * (least_value - cut)
+        if wanted[i] > margin * least_value:
+            takers[num_taken], rows[num_taken], freed[num_taken] = i, first_row + least, least_value
+            num_taken += 1
             importance[least] = wanted[i]
-    return hand, cut
+    return num_taken, hand, cut

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 from headrace.embeddings.ops.hashing import mix64, multiply_shift
+from headrace.embeddings.ops.prefetch import prefetch
 
-__all__ = ["SLOTS", "SLOT_BYTES", "find_slot", "forget", "remember", "scale_values", "slot_of", "values_of"]
+__all__ = ["SLOTS", "SLOT_BYTES", "exchange", "find_slot", "remember", "scale_values", "slot_of", "values_of"]
 
 SLOTS = 8
 """Slots of a bucket; their tags are half a cache line."""
@@ -45,23 +46,40 @@ def slot_of(tags: Uint32s, table: int, key: int) -> tuple[Any, Any]:
 @kernel()
 def find_slot(tags: Uint32s, values: Uint16s, first: int, tag: np.uint32) -> tuple[Any, bool]:
     """The slot with a tag, or the weakest slot of the bucket; and whether the tag was found."""
-    weakest = np.int64(first)
-    for slot in range(first, first + SLOTS):
-        if tags[slot] == tag:
-            return np.int64(slot), True
-        if values[slot] < values[weakest]:  # positive bf16 numbers are ordered as their bits are
-            weakest = np.int64(slot)
-    return weakest, False
+    # All slots are compared, without branches: whether and where a tag is found cannot be predicted.
+    found = np.int64(SLOTS)
+    for slot in range(SLOTS):
+        found = np.int64(slot) if tags[first + slot] == tag else found
+    if found < SLOTS:
+        return np.int64(first + found), True
+    weakest = np.int64(values[first]) * SLOTS  # positive bf16 numbers are ordered as their bits are
+    for slot in range(1, SLOTS):
+        weakest = min(weakest, np.int64(values[first + slot]) * SLOTS + np.int64(slot))
+    return np.int64(first + weakest % SLOTS), False
 
 
 @kernel()
-def forget(tags: Uint32s, values: Uint16s, tables: Int32s, ids: Int64s) -> None:
-    """Take ids out of the sketch."""
+def exchange(
+    tags: Uint32s,
+    values: Uint16s,
+    tables: Int32s,
+    ids: Int64s,
+    old_tables: Int32s,
+    old_ids: Int64s,
+    importance: Float32s,
+) -> None:
+    """Take ids [A] that got rows out of the sketch, and `remember` those [E] that lost rows."""
+    tags_at, values_at = tags.ctypes.data, values.ctypes.data
+    for i in range(len(old_ids)):
+        first, tag = slot_of(tags, old_tables[i], old_ids[i])
+        prefetch(tags_at + first * tags.itemsize)
+        prefetch(values_at + first * values.itemsize)
     for i in range(len(ids)):
         first, tag = slot_of(tags, tables[i], ids[i])
         slot, is_found = find_slot(tags, values, first, tag)
         if is_found:
             tags[slot], values[slot] = np.uint32(0), np.uint16(0)
+    remember(tags, values, old_tables, old_ids, importance)
 
 
 @kernel()

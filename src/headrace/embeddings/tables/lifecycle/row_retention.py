@@ -105,7 +105,8 @@ class RowRetention(Protocol):
 
         Args:
             keys: Unique keys of an update.
-            rows: int64 [U], the keys' rows, 0 for none; filled in for keys that get one.
+            rows: int64 [U], the keys' own rows, or shared ones, which have lower numbers, or 0; filled in for keys that
+                get one.
 
         Returns:
             Positions int64 [A] of these keys.
@@ -116,7 +117,7 @@ class RowRetention(Protocol):
 
         Args:
             keys: Unique keys, with their counts.
-            rows: int64 [U], the keys' rows in the update; 0 for keys without a row of their own.
+            rows: int64 [U], the keys' own rows in the update; the number of a shared row, or 0, for other keys.
             norms: float32 [U], L2 norm of the gradient of each key.
             step: Number of the step.
             num_rows: Rows of the batch, of all trainers.

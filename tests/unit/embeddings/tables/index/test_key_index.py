@@ -33,6 +33,13 @@ def test_it_agrees_with_a_dictionary_while_rows_come_and_go(num_rows: int | None
         held = list(known)
         gone = [held[i] for i in random.permutation(len(held))[: random.integers(0, 12)]]
         index.release(np.array([known.pop(pair) for pair in gone], dtype=np.int64))
+        losers = [pair for pair in known if random.random() < 0.2]
+        missing = [pair for pair in everything if pair not in known]
+        winners = [missing[i] for i in random.permutation(len(missing))[: len(losers)]]
+        moved = [known.pop(pair) for pair in losers[: len(winners)]]
+        had = index.replace(np.array(moved, dtype=np.int64), keys(winners))
+        assert list(zip(*(each.tolist() for each in had), strict=True)) == losers[: len(winners)]
+        known |= dict(zip(winners, moved, strict=True))
         assert index.resolve(keys(everything)).tolist() == [known.get(pair, 0) for pair in everything]
         assert index.num_rows == len(known)
         assert index.rows().tolist() == sorted(known.values())
