@@ -31,7 +31,6 @@ training:
 
 CHILD = """
 import os, signal, sys, threading
-import torch._dynamo  # optimizers import it, which takes each fork a second
 from headrace.cli import main
 from headrace.training.trainer import Trainer
 
@@ -65,12 +64,13 @@ for line in sys.stdin:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal_at(event, int(number), int(sent))
         sys.argv = ["headrace", "train", job]
+        code = 0
         try:
             main()
         except SystemExit as ended:
-            sys.stdout.flush()
-            os._exit(ended.code or 0)
-        os._exit(0)
+            code = ended.code or 0
+        print("parts of torch's compiler:", *sorted({"sympy", "torch._dynamo"} & sys.modules.keys()), flush=True)
+        os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """Runs `headrace train` in forks of itself, and sends one a signal at so many-th event: a step, an opened or a renamed
@@ -131,6 +131,11 @@ def trained_rows(run: Path) -> pa.Table:
 def quarantined(run: Path) -> list[tuple[str, int]]:
     tables = [pq.read_table(path) for path in sorted((run / "quarantine").glob("*.parquet"))]
     return sorted((row["file"], row["row"]) for table in tables for row in table.to_pylist())
+
+
+def test_training_does_not_load_the_compiler_of_torch(trainings: Trainings) -> None:
+    """Which torch imports where it can be done without, and which takes every process over a second at its start."""
+    assert trainings.log("once").read_text().splitlines()[-1] == "parts of torch's compiler:"
 
 
 def test_kills_at_any_step_or_change_of_a_file_change_nothing(trainings: Trainings) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
+from inspect import unwrap
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ __all__ = [
     "STEP",
     "DenseOptimizerConfig",
     "clip_gradients",
+    "eager",
     "initial_slot",
     "load_optimizer_arrays",
     "optimizer_arrays",
@@ -25,6 +28,19 @@ __all__ = [
 
 STEP = "step"
 """Slot of torch's optimizers with the number of steps of a parameter; all others have the parameter's shape."""
+
+
+@cache
+def eager(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A subclass of one of torch's optimizers that works without torch's compiler, and is not to be compiled with it.
+
+    torch's methods import its compiler just to be left out of what it compiles, which costs each training process over
+    a second at its start, and memory. What is below those wrappers is the same.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
 
 
 class DenseOptimizerConfig(NamedConfig):
@@ -53,7 +69,7 @@ class Adam(DenseOptimizerConfig):
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Create the torch optimizer."""
         options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
-        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True, **options)
+        return eager(torch.optim.AdamW)(parameters, weight_decay=self.weight_decay, fused=True, **options)
 
 
 class SGD(DenseOptimizerConfig):
@@ -69,7 +85,7 @@ class SGD(DenseOptimizerConfig):
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Create the torch optimizer."""
-        return torch.optim.SGD(
+        return eager(torch.optim.SGD)(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
         )
 
@@ -87,7 +103,7 @@ class Adagrad(DenseOptimizerConfig):
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Create the torch optimizer."""
-        return torch.optim.Adagrad(
+        return eager(torch.optim.Adagrad)(
             parameters,
             lr=self.lr,
             eps=self.eps,

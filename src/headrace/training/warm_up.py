@@ -36,6 +36,7 @@ from headrace.placement.samples.planning import SamplePlanner, ToldBatch, row_pr
 from headrace.placement.samples.sample_keys import SampleKeys
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
+from headrace.training.dense_optimizer import eager
 from headrace.training.metrics import BinaryMetrics
 from headrace.training.step import TrainingStep
 
@@ -201,7 +202,8 @@ def _step_in_each_precision(config: ModelConfig) -> None:
 def _step_once(config: ModelConfig, precision: Precision) -> None:
     embeddings = EmbeddingsConfig.from_dict({"default": {"num_embeddings": 64}}, where="warm up")
     model = config.build(num_dense=2, sparse_keys=["id"], num_labels=1, embeddings=embeddings, seed=0)
-    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)
+    optimizer = eager(torch.optim.SGD)(model.parameters(), lr=0.1)
+    step = TrainingStep(model, optimizer, precision=precision)
     ids = KeyedJaggedTensor.from_lists({"id": [[1], [2]]})
     for weights in (None, torch.ones(2)):
         step(Batch(torch.ones(2, 2), (ids,), torch.ones(2, 1), torch.arange(2), weights))

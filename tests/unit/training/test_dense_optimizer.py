@@ -1,5 +1,7 @@
 """Dense optimizers go on from a checkpoint exactly where they stopped."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from pydantic import TypeAdapter
 
 from headrace.training.dense_optimizer import (
     DenseOptimizerConfig,
+    eager,
     initial_slot,
     load_optimizer_arrays,
     optimizer_arrays,
@@ -42,6 +45,22 @@ def test_training_in_two_parts_equals_training_in_one(values: dict[str, object])
     load_optimizer_arrays(resumed, optimizer_arrays(optimizer))
     descend(second, resumed, range(3, 6))
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_without_the_compiler_the_steps_are_those_of_torch(kind: type[torch.optim.Optimizer]) -> None:
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2)]
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "fused": True}
+    optimizers = [make([each], **options) for make, each in zip((kind, eager(kind)), parameters, strict=True)]
+    for parameter, optimizer in zip(parameters, optimizers, strict=True):
+        descend(parameter, optimizer, range(3))
+        optimizer.zero_grad()
+        assert parameter.grad is None
+        assert isinstance(optimizer, kind)
+    assert torch.equal(*parameters)
+    expected, found = (optimizer_arrays(optimizer) for optimizer in optimizers)
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
 
 
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
