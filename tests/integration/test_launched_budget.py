@@ -14,6 +14,7 @@ import pytest
 
 from headrace.cluster import train_job
 from headrace.logs.generate import GenerateConfig, generate_logs
+from headrace.observe.run_data import RunData
 from headrace.testing.checkpoints import checkpoint_arrays
 from headrace.testing.processes import running_children
 from headrace.training import CheckpointFolder, JobConfig
@@ -29,7 +30,9 @@ embeddings:
   storage: {storage}
   default: {{num_embeddings: 3000, optimizer: {{kind: rowwise_adagrad, lr: 0.05}}}}
 model: {{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}}
-training: {{batch_size: 64, threads: 1, checkpoint_every_steps: 8, dense_optimizer: {{kind: sgd, lr: 0.05}}}}
+training:
+  {{batch_size: 64, threads: 1, checkpoint_every_steps: 8, log_every_steps: 4,
+   dense_optimizer: {{kind: sgd, lr: 0.05}}}}
 """
 TIERED = (
     "{kind: tiered, memory: 36KiB, path: .}"  # 600 of the 1,200 rows of a shard; in one process, 300 for each partition
@@ -61,6 +64,10 @@ def test_killed_shards_and_trainers_change_no_bits(folder: Path) -> None:
         for role in ("train", "shard"):
             running_children(process.pid, role)[0].kill()
         assert process.wait() != 0
+    run = RunData.read(folder / "killed")
+    tables = run.names_below("budget")
+    assert tables, "expected the rows of tables in the shards"
+    assert all(run.column(f"budget.{name}.rows").min() > 0 for name in tables)
     for run in ("killed", "plain"):
         train_job(JobConfig.from_file(folder / f"{run}.yaml"))
     expected, found = checkpoint_arrays(folder / "plain"), checkpoint_arrays(folder / "killed")

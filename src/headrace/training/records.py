@@ -12,7 +12,7 @@ from torch import nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.storage.protocol import ReadAheadStorage, StorageCounters
-from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
+from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup, TableRows
 from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.features import FeaturePlan, Savings
 from headrace.logs import ParquetSource, Source
@@ -25,7 +25,7 @@ from headrace.training.state import TrainingState
 from headrace.training.step import TrainingStep
 from headrace.training.stepping import StepOutput, StepRunner
 
-__all__ = ["StepRecorder", "limiting_part", "progress_columns"]
+__all__ = ["StepRecorder", "limiting_part", "progress_columns", "rows_by_table"]
 
 
 RESOURCES_EVERY_S = 1.0
@@ -46,6 +46,7 @@ class StepRecorder:
         model: nn.Module | None = None,
         step: TrainingStep | None = None,
         moves: Callable[[], Moves | None] = lambda: None,
+        rows_by_table: Callable[[], dict[str, TableRows]] = dict,
     ) -> None:
         """Start empty.
 
@@ -55,6 +56,7 @@ class StepRecorder:
             model: Model, for the savings in its towers.
             step: Training step, for the factor of its learning-rate schedule.
             moves: Returns what has moved so far, if this process keeps rows of shards; otherwise None.
+            rows_by_table: Returns the rows of each table under a budget; empty without one.
         """
         self.every_steps = every_steps
         self._plan = plan
@@ -65,6 +67,7 @@ class StepRecorder:
         self._source: ParquetSource | None = None
         self._bytes_read = BytesRead()
         self._moves_so_far = moves
+        self._rows_by_table = rows_by_table
         self._moves = Moves()
         self._storage = StorageCounters()
         self._start_s = time.perf_counter()
@@ -142,8 +145,8 @@ class StepRecorder:
             total_storage = sum((each.counters for each in storages), StorageCounters())
             record["storage"] = asdict(total_storage - self._storage)
             self._storage = total_storage
-        if self._model is not None:
-            record |= _budget(self._model)
+        if tables := self._rows_by_table():
+            record["budget"] = {name: rows._asdict() for name, rows in tables.items()}
         if self._plan is not None:
             savings = self._plan.savings
             record["dedup"] = asdict(savings - self._savings)
@@ -172,18 +175,11 @@ class StepRecorder:
         self._seconds: dict[str, float] = {}
 
 
-def _budget(model: nn.Module) -> dict[str, Any]:
-    """Rows of each table under a budget, in the first group that has one; empty without a budget."""
-    groups = [bags.table_group for bags in embedding_bags(model).values() if bags.config.budget is not None]
-    for group in groups:
-        if isinstance(group, BudgetedTableGroup | PartitionedTableGroup):
-            counts = zip(group.tables, group.rows_by_table().tolist(), group.gained, group.lost, strict=False)
-            tables = {
-                table.name: {"rows": rows, "gained": int(gained), "lost": int(lost)}
-                for table, rows, gained, lost in counts
-            }
-            return {"budget": tables}
-    return {}
+def rows_by_table(model: nn.Module) -> dict[str, TableRows]:
+    """The rows of each table under a budget, of the table groups in this process."""
+    groups = [bags.table_group for bags in embedding_bags(model).values()]
+    budgeted = [group for group in groups if isinstance(group, BudgetedTableGroup | PartitionedTableGroup)]
+    return TableRows.total(group.rows_by_table() for group in budgeted)
 
 
 def progress_columns(record: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from headrace.embeddings.shards.group import ShardGroup
 from headrace.embeddings.shards.security import is_loopback, split_address
 from headrace.embeddings.shards.shard import saved_partition_count
 from headrace.embeddings.shards.table_group import TableGroupSpec
+from headrace.embeddings.tables.budgeted_table_group import TableRows
 from headrace.embeddings.tables.lifecycle.rebalancing import Rebalancing
 from headrace.embeddings.tables.make_group import check_has_partitions
 from headrace.embeddings.tables.seen_keys import SeenKeys
@@ -119,6 +120,10 @@ class ShardedTables:
         folder = RunFolder(self._job.run).checkpoints / f"{checkpoint or 0:08d}"
         saved = {name: 0 if checkpoint is None else saved_partition_count(folder, name) for name in self._bags}
         return {name: asked or max(count, num_shards) for name, count in saved.items()}
+
+    def rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table under a budget; empty without one."""
+        return {} if self._group is None or self._job.embeddings.budget is None else self._group.rows_by_table()
 
     @property
     def rebalancings(self) -> dict[str, Rebalancing]:

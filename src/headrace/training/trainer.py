@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.embeddings import embedding_bags
+from headrace.embeddings.tables.budgeted_table_group import TableRows
 from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.errors import ConfigError, HeadraceError
 from headrace.logs import BadRowPolicy, ErrorBudget, Window, replay_source
@@ -35,7 +36,7 @@ from headrace.training.job import JobConfig
 from headrace.training.label_rate import LabelStart, start_at_labels
 from headrace.training.learning_rate import schedule_messages
 from headrace.training.process_group import ProcessGroup, SingleProcess
-from headrace.training.records import StepRecorder, progress_columns
+from headrace.training.records import StepRecorder, progress_columns, rows_by_table
 from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
 from headrace.training.sharded import ShardedTables
@@ -117,6 +118,7 @@ class Trainer:
             self.components.model,
             self._step,
             (lambda: None) if self._shards is None else self._shards.moves,
+            self._rows_by_table,
         )
         self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
@@ -245,6 +247,12 @@ class Trainer:
             state.finish_window()
             self._commit()
         return result
+
+    def _rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table under a budget; those of shards only in trainer 0."""
+        if self._shards is None:
+            return rows_by_table(self.components.model)
+        return self._shards.rows_by_table() if self._process_group.rank == 0 else {}
 
     def _record_rebalancings(self) -> None:
         """Record how the budgets of partitions changed at the end of a window, and why."""

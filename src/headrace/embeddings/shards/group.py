@@ -17,6 +17,7 @@ from headrace.embeddings.shards.requests import OpenRequest
 from headrace.embeddings.shards.security import ClientSecurity
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
+from headrace.embeddings.tables.budgeted_table_group import TableRows
 from headrace.embeddings.tables.lifecycle.rebalancing import Rebalancing
 from headrace.embeddings.tables.lifecycle.row_retention import Demand
 from headrace.errors import ConfigError, ShardLost
@@ -318,6 +319,11 @@ class ShardGroup:
     def status(self) -> list[dict[str, Any]]:
         """Status of each shard."""
         return self._each(lambda _, client: client.act("status", {}))
+
+    def rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table under a budget, in all shards; those of updates on their way may be missing."""
+        groups = [group for status in self.status() for group in status["table_groups"].values()]
+        return TableRows.total(group["tables"] for group in groups)
 
     def close(self, *, wait: bool = True) -> None:
         """Close all connections.

@@ -21,6 +21,7 @@ from headrace.embeddings.shards.put_order import PutOrder
 from headrace.embeddings.shards.request_checks import check_gradients, check_keys, check_states
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, deltas_of, parts_of
+from headrace.embeddings.tables.budgeted_table_group import TableRows
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.partitioned_table_group import PartitionedTableGroup
 from headrace.embeddings.tables.seen_keys import SeenKeys
@@ -94,6 +95,13 @@ class ServedTableGroup:
     def applied(self) -> int:
         """Number of the last applied step."""
         return self._merger.applied
+
+    def rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table here under a budget; empty without one."""
+        if not isinstance(self.rows, PartitionedTableGroup):
+            return {}
+        with self._changed:
+            return self.rows.rows_by_table()
 
     def read(self, keys: Keys, *, trainer: int, after: int) -> tuple[Float32s, float]:
         """Read rows float32 [U, dim]; also returns how long the request waited, in seconds.

@@ -296,6 +296,7 @@ class Shard:
                     "applied": group.applied,
                     "rows": group.rows.num_rows,
                     "bytes": group.rows.num_bytes,
+                    "tables": group.rows_by_table(),
                     **asdict(group.counts),
                 }
                 for name, group in groups.items()

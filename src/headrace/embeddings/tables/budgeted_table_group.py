@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,35 @@ from headrace.embeddings.tables.state import Columns, TableGroupHeader, upgraded
 from headrace.embeddings.tables.table_group import TableGroup
 from headrace.errors import HeadraceError
 
-__all__ = ["SHARED", "BudgetedTableGroup"]
+__all__ = ["SHARED", "BudgetedTableGroup", "TableRows"]
 
 SHARED = "/shared"
 """Ends the name of the table of shared rows of another table."""
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+
+
+class TableRows(NamedTuple):
+    """Rows of a table under a budget.
+
+    Attributes:
+        rows: Rows that its ids have.
+        gained: Rows that ids got since the table group was created.
+        lost: Rows that ids lost.
+    """
+
+    rows: int
+    gained: int
+    lost: int
+
+    @classmethod
+    def total(cls, parts: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, TableRows]:
+        """The sum of several parts of table groups, by the names of tables."""
+        found: dict[str, TableRows] = {}
+        for part in parts:
+            for name, counts in part.items():
+                found[name] = cls(*map(sum, zip(found.get(name, (0, 0, 0)), counts, strict=True)))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +152,12 @@ class BudgetedTableGroup(TableGroup):
         of_ids = self.index.num_bytes + self.retention.num_bytes + self.shared.num_bytes
         return of_rows + of_ids + self.gained.nbytes + self.lost.nbytes
 
-    def rows_by_table(self) -> Int64s:
-        """Number of rows that ids of each table have, int64 [T]."""
+    def rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table by its name."""
         tables, _ = self.retention.index.owners(self.retention.index.rows())
-        return np.bincount(tables, minlength=self.num_tables)
+        counts = np.stack([np.bincount(tables, minlength=self.num_tables), self.gained, self.lost], axis=1)
+        names = [table.name for table in self.tables[: self.num_tables]]
+        return {name: TableRows(*of_table) for name, of_table in zip(names, counts.tolist(), strict=True)}
 
     def read(self, keys: Keys) -> Any:
         """See `TableGroup.read`; ids without a row of their own read their shared row."""

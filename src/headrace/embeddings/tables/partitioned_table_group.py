@@ -14,7 +14,7 @@ from headrace.embeddings.changes.log import RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.storage.protocol import MakeStorage, RowStorage
-from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup
+from headrace.embeddings.tables.budgeted_table_group import BudgetedTableGroup, TableRows
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle.rebalancing import Rebalancing, rebalance
 from headrace.embeddings.tables.lifecycle.row_retention import Demand
@@ -93,19 +93,9 @@ class PartitionedTableGroup(TableGroup):
         """Budget of each partition in bytes."""
         return {number: group.plan.budget_bytes for number, group in self.parts.items()}
 
-    @property
-    def gained(self) -> Int64s:
-        """int64 [T], rows that ids of each table got since the groups were created."""
-        return self._total([group.gained for group in self._groups])
-
-    @property
-    def lost(self) -> Int64s:
-        """int64 [T], rows that ids of each table lost."""
-        return self._total([group.lost for group in self._groups])
-
-    def rows_by_table(self) -> Int64s:
-        """Number of rows that ids of each table have, int64 [T]."""
-        return self._total([group.rows_by_table() for group in self._groups])
+    def rows_by_table(self) -> dict[str, TableRows]:
+        """The rows of each table by its name, of all partitions here."""
+        return TableRows.total(group.rows_by_table() for group in self._groups)
 
     @property
     def device(self) -> torch.device | None:
@@ -233,10 +223,6 @@ class PartitionedTableGroup(TableGroup):
         """See `TableGroup.moved_to`."""
         parts = {number: group.moved_to(make_storage) for number, group in self.parts.items()}
         return PartitionedTableGroup(self.plan, parts, rebalances=self._rebalances)  # type: ignore[arg-type]
-
-    def _total(self, counts: Sequence[Int64s]) -> Int64s:
-        total: Int64s = np.sum(counts, axis=0)
-        return total
 
     def _divide(self, keys: Keys) -> Iterator[tuple[BudgetedTableGroup, Any]]:
         """Each partition here with the positions of its keys."""
