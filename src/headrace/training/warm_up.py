@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
@@ -13,6 +14,8 @@ import torch
 
 import headrace.features as features
 from headrace.embeddings import EmbeddingBags, EmbeddingsConfig, KeyedPlan, Keys, TableConfig, TableGroup
+from headrace.embeddings.changes.restoring import restored_state
+from headrace.embeddings.changes.segments import write_delta
 from headrace.embeddings.shards.merging import PlacedUpdate, merge_placed
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.embeddings.storage.tiered import TieredStorage
@@ -61,6 +64,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups["placement"] = _keep_rows_once
     groups["samples"] = _place_samples_once
     groups["storage"] = _use_files_once
+    groups["checkpoints"] = _restore_once
     groups["metrics"] = _score_once
     return groups
 
@@ -79,6 +83,20 @@ def _use_files_once() -> None:
             keys = Keys(np.zeros(100, np.int32), np.arange(first, first + 100), np.ones(100, np.int32))
             group.read(keys)
             group.update(keys, np.zeros((100, 8), np.float32))
+
+
+def _restore_once() -> None:
+    """Write two delta checkpoints, and restore the second one."""
+    group = TableGroup([TableConfig(name="warm up", num_embeddings=64, embedding_dim=8)], seed=0)
+    with TemporaryDirectory() as name:
+        folder, entries = Path(name), []
+        for number in (1, 2):
+            keys = Keys(np.zeros(4, np.int32), np.arange(number, number + 4), np.ones(4, np.int32))
+            group.update(keys, np.zeros((4, 8), np.float32))
+            delta = group.delta()
+            entries.append(write_delta(folder / f"{number}.rows", delta, first=number))
+            group.mark_saved(delta.version)
+        restored_state(folder, entries, delta.whole, free_bytes=1 << 30)
 
 
 def _score_once() -> None:

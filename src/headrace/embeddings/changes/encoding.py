@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.embeddings.changes.row_kernels import join_planes
+
 __all__ = ["EncodedColumn", "Encoding", "decode_column", "encode_column"]
 
 Encoding = Literal["raw", "integers", "gaps", "int8"]
@@ -93,12 +95,9 @@ def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.
         return values
     if about.encoding == "raw":
         return raw.view(dtype) if about.width is None else raw.view(dtype).reshape(num_rows, about.width)
-    planes = np.zeros((num_rows, 8), dtype=np.uint8)
-    planes[:, : about.plane_bytes] = raw.reshape(about.plane_bytes, num_rows).T
-    above = planes.view(np.uint64).reshape(num_rows)
-    if about.encoding == "gaps":
-        above = np.cumsum(above, dtype=np.uint64)
-    return (above + np.uint64(about.base & (2**64 - 1))).view(np.int64).astype(dtype)
+    integers = np.empty(num_rows, dtype=np.int64)
+    join_planes(raw.reshape(about.plane_bytes, num_rows), about.base, about.encoding == "gaps", integers)
+    return integers.astype(dtype, copy=False)
 
 
 def _integers(column: npt.NDArray[Any], is_sorted: bool) -> tuple[Encoding, int, int, npt.NDArray[np.uint8]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Columns
-from headrace.embeddings.changes.merging import merged_blocks
+from headrace.embeddings.changes.newest_rows import NewestRows, newest_rows
 from headrace.embeddings.changes.segments import Segment, SegmentEntry
 from headrace.embeddings.storage.unnamed_files import MappedArray
+from headrace.resources.cpus import effective_cpus
 
 __all__ = ["restored_state"]
 
 MAPPED_ABOVE = 1 / 4
 """Part of the memory that is free above which restored columns are in unnamed files, which the system can page out."""
+THREADS_ABOVE = 16 << 20
+"""Bytes of the restored columns above which threads are started for them."""
 
 
 def restored_state(
@@ -48,21 +54,42 @@ def restored_state(
 
 def _collected(segments: Sequence[Segment], section: str, folder: Path, free_bytes: int) -> Columns:
     """All rows of a section, ascending by (table, id)."""
-    blocks = [block for segment in segments for block in segment.blocks_of(section)]
-    num_rows = sum(block.num_rows for block in blocks)
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, (about, *_) in blocks[0].columns.items():
-        shapes[name] = about.dtype, (num_rows,) if about.width is None else (num_rows, about.width)
-    num_bytes = sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in shapes.values())
+    num_rows = sum(block.num_rows for segment in segments for block in segment.blocks_of(section))
+    empty = segments[0].empty(section)
+    num_bytes = sum(num_rows * column.dtype.itemsize * math.prod(column.shape[1:]) for column in empty.values())
     is_mapped = num_bytes > MAPPED_ABOVE * free_bytes
-    columns = {
-        name: MappedArray(folder, shape, dtype, random=False).array if is_mapped else np.empty(shape, dtype=dtype)
-        for name, (dtype, shape) in shapes.items()
-    }
-    first = 0
-    for block in merged_blocks(segments, section):
-        last = first + len(block["ids"])
-        for name, column in block.items():
-            columns[name][first:last] = column
-        first = last
-    return {name: column[:first] for name, column in columns.items()}
+    columns: Columns = {}
+    for name, column in empty.items():
+        shape = (num_rows, *column.shape[1:])  # of keys that are in several segments, the rest stays untouched
+        made = MappedArray(folder, shape, column.dtype.str, random=False).array if is_mapped else None
+        columns[name] = np.empty(shape, column.dtype) if made is None else made
+    num_threads = effective_cpus().num_threads if num_bytes > THREADS_ABOVE else 0
+    count = _copy(newest_rows(segments, section), columns, num_threads)
+    return {name: column[:count] for name, column in columns.items()}
+
+
+def _copy(steps: Iterator[NewestRows], columns: Columns, num_threads: int) -> int:
+    """Copy the rows of all steps to columns, with some threads beside this one; returns their number."""
+
+    def copy_one(step: NewestRows, first: int) -> None:
+        for name, column in columns.items():
+            step.copy_to(name, column[first : first + len(step.ids)])
+
+    count = 0
+    if num_threads == 0:
+        for step in steps:
+            copy_one(step, count)
+            count += len(step.ids)
+        return count
+    pool, started = ThreadPoolExecutor(num_threads, thread_name_prefix="restore"), deque[Future[None]]()
+    try:
+        for step in steps:
+            started.append(pool.submit(copy_one, step, count))
+            count += len(step.ids)
+            if len(started) > 2 * num_threads:  # so that few blocks are open
+                started.popleft().result()
+        for each in started:
+            each.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return count

@@ -30,6 +30,8 @@ MARK = b"END\n"
 ALIGNMENT = 64
 BLOCK_ROWS = 1 << 16
 """Rows per block, the unit of reading, checking and merging: 5 MiB at dim 16."""
+BLOCKS_AHEAD = 3
+"""Blocks of a segment that are read from the disk ahead of their use, with the one in use."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class Segment:
                 size = os.fstat(file.fileno()).st_size
                 if size != entry.bytes:
                     raise TornCheckpoint(f"{self.path}: has {size} bytes, expected {entry.bytes}")
-                self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._data = memoryview(self._file)
         except FileNotFoundError as error:
             raise TornCheckpoint(f"{self.path}: is missing, expected {entry.bytes} bytes") from error
         except (OSError, ValueError) as error:
@@ -231,9 +234,28 @@ class Segment:
                     self.read(block, name)
 
     def keys(self, section: str) -> Iterator[tuple[Block, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
-        """Blocks of a section that have rows, with their tables and ids."""
-        for block in (each for each in self.blocks_of(section) if each.num_rows):
+        """Blocks of a section that have rows, with their tables and ids.
+
+        Columns of a block and of some that follow are read ahead, so that the disk works while one is used.
+        """
+        blocks = [each for each in self.blocks_of(section) if each.num_rows]
+        for ahead in blocks[: BLOCKS_AHEAD - 1]:
+            self._read_ahead(ahead)
+        for number, block in enumerate(blocks):
+            for ahead in blocks[number + BLOCKS_AHEAD - 1 : number + BLOCKS_AHEAD]:
+                self._read_ahead(ahead)
             yield block, self.read(block, "tables"), self.read(block, "ids")
+
+    def _read_ahead(self, block: Block) -> None:
+        places = [(offset, offset + size) for _, offset, size, _ in block.columns.values()]
+        first = min(first for first, _ in places) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._file.madvise(mmap.MADV_WILLNEED, first, max(last for _, last in places) - first)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights are stored as int8."""
+        weights = [block.columns["weights"][0] for block in self.blocks_of("rows") if block.num_rows]
+        return bool(weights) and all(about.encoding == "int8" for about in weights)
 
 
 def _column(values: Mapping[str, Any]) -> tuple[EncodedColumn, int, int, int]:
