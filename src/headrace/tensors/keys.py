@@ -52,10 +52,6 @@ class Keys:
         """The keys at some positions."""
         return Keys(self.tables[places], self.ids[places], self.counts[places])
 
-    def after(self, place: int) -> Keys:
-        """The keys from a position on, without a copy."""
-        return Keys(self.tables[place:], self.ids[place:], self.counts[place:])
-
     def unseen(self) -> Keys:
         """The same keys with zero counts, for reads without an update."""
         return Keys(self.tables, self.ids, np.zeros(len(self.ids), dtype=np.int32))

@@ -122,6 +122,7 @@ class SparseOptimizer:
     Attributes:
         state_width: Number W of state floats per row, all slots concatenated.
         initial_state: float32 [T, W], initial state of a row in each table.
+        is_sum: bool [W], whether each of them is part of a sum, see `Slot`.
     """
 
     kind: ClassVar[str]
@@ -134,13 +135,16 @@ class SparseOptimizer:
         number_of = {name: number for number, name in enumerate(distinct)}
         self._configs = list(distinct.values())
         self._config_of_table = np.array([number_of[repr(config)] for config in configs], dtype=np.int64)
+        self._shared = _shared_numbers(self._configs)[self._config_of_table]
         self._sums = np.array([config.reduction == "sum" for config in configs])
+        self._has_sums = bool(self._sums.any())
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
         self.state_width = int(sum(widths))
         self._columns = {
             slot.name: slice(end - width, end) for slot, width, end in zip(self.slots, widths, ends, strict=True)
         }
+        self.is_sum = np.repeat([slot.is_sum for slot in self.slots], widths).astype(np.bool_)
         self.initial_state = np.zeros((len(configs), self.state_width), dtype=np.float32)
         for slot in self.slots:
             values = [0.0 if slot.initial is None else getattr(config, slot.initial) for config in configs]
@@ -238,11 +242,13 @@ class SparseOptimizer:
 
     def _numbers(self, step: int, num_rows: int, lr_factor: float) -> tuple[Float32s, Float32s]:
         """Hyper-parameters of each table in a step: those that all optimizers share [T, 4], and those of the rule."""
-        configs = self._configs
+        configs, shared = self._configs, self._shared
         if lr_factor != 1.0:
             configs = [config.with_lr_factor(lr_factor) for config in configs]
-        shared = _shared_numbers(configs)[self._config_of_table]
-        shared[self._sums, 3] = num_rows
+            shared = _shared_numbers(configs)[self._config_of_table]
+        if self._has_sums:
+            shared = shared.copy()
+            shared[self._sums, 3] = num_rows
         numbers = np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
         return shared, numbers[self._config_of_table]
 

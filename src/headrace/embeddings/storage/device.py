@@ -20,7 +20,8 @@ from torch import Tensor
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.hashing import key_streams
 from headrace.embeddings.storage.device_rounding import rounded
-from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowLayout
+from headrace.embeddings.storage.inheritance import inherited_columns
+from headrace.embeddings.storage.protocol import NEW, Inheritance, MakeStorage, RowLayout
 from headrace.embeddings.storage.row_formats import TENSOR_DTYPES, as_tensor, to_float32
 
 __all__ = ["DeviceStorage", "Memory"]
@@ -82,6 +83,11 @@ class DeviceStorage:
         first = self._layout.first_values.stored(keys, self._layout.embedding_dim)
         state = self._layout.optimizer.initial_state[keys.tables]
         self._put(rows, as_tensor(first, self._layout.row_format), torch.from_numpy(state))
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """See `RowStorage.inherit`."""
+        sources = self.columns(inheritance.sources)
+        self.set_columns(inheritance.rows, inherited_columns(self._layout, inheritance, sources))
 
     def update(
         self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, num_rows: int = 1, lr_factor: float = 1.0

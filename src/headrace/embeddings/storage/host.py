@@ -16,7 +16,8 @@ from headrace.compiling import kernel
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.ops.prefetch import prefetch_row
 from headrace.embeddings.storage.first_values import fill_row
-from headrace.embeddings.storage.protocol import NEW, RowLayout
+from headrace.embeddings.storage.inheritance import inherit_rows
+from headrace.embeddings.storage.protocol import NEW, Inheritance, RowLayout
 from headrace.embeddings.storage.row_formats import FORMATS, FP32, as_tensor, storage_dtype, widen_row
 
 __all__ = ["HostStorage", "aligned_zeros", "gather_rows"]
@@ -70,6 +71,10 @@ class HostStorage:
         """See `RowStorage.initialize`."""
         self._layout.first_values.write(self.weights, rows, keys)
         self.state[rows] = self._layout.optimizer.initial_state[keys.tables]
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """See `RowStorage.inherit`."""
+        inherit_rows(self._layout, inheritance, self.weights, self.state)
 
     def update(
         self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int, num_rows: int = 1, lr_factor: float = 1.0

@@ -22,12 +22,22 @@ from headrace.embeddings.storage.device_rounding import rounded
 from headrace.embeddings.storage.first_values import FirstValues
 from headrace.embeddings.storage.row_formats import RowFormat, stored_bytes, stored_width
 
-__all__ = ["NEW", "Columns", "MakeStorage", "ReadAheadStorage", "RowLayout", "RowStorage", "StorageCounters"]
+__all__ = [
+    "NEW",
+    "Columns",
+    "Inheritance",
+    "MakeStorage",
+    "ReadAheadStorage",
+    "RowLayout",
+    "RowStorage",
+    "StorageCounters",
+]
 
 NEW = -1
 """Row number of a row that is not written yet and reads the initial value of its key."""
 
 Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
@@ -84,6 +94,28 @@ class RowLayout:
         return np.concatenate([np.empty((num_rows, 0), dtype=np.float32), *slots], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Inheritance:
+    """Rows that begin with a part of others.
+
+    Attributes:
+        rows: int64 [A], unique.
+        keys: The keys [A] whose rows they are now.
+        sources: int64 [A], the row from which each inherits; none of `rows`.
+        shares: float32 [A], part of optimizer state that is a sum over updates (`Slot.is_sum`), beyond its initial
+            value. Other state is copied.
+        ratio: Part of the weights, added to the initial values of the keys; None for a copy without these.
+        step: Number of the step, for rounding.
+    """
+
+    rows: Int64s
+    keys: Keys
+    sources: Int64s
+    shares: Float32s
+    ratio: float | None
+    step: int
+
+
 @dataclass(frozen=True)
 class StorageCounters:
     """What a storage has done since it was created.
@@ -135,6 +167,9 @@ class RowStorage(Protocol):
 
     def initialize(self, rows: Int64s, keys: Keys) -> None:
         """Write initial values and initial optimizer state of keys [U] into rows [U]."""
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """Write rows that begin with a part of others."""
 
     def update(
         self, rows: Int64s, keys: Keys, gradients: Any, *, step: int, num_rows: int = 1, lr_factor: float = 1.0

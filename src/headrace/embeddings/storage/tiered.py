@@ -27,9 +27,10 @@ from torch import Tensor
 from headrace.buffers import empty
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.storage.host import aligned_zeros, gather_rows
+from headrace.embeddings.storage.inheritance import inherited_columns
 from headrace.embeddings.storage.mapped import BLOCK_ROWS, spilled_columns
 from headrace.embeddings.storage.page_file import PAGE_BYTES, PageFile, PageReading, empty_pages
-from headrace.embeddings.storage.protocol import Columns, MakeStorage, RowLayout, StorageCounters
+from headrace.embeddings.storage.protocol import Columns, Inheritance, MakeStorage, RowLayout, StorageCounters
 from headrace.embeddings.storage.record_kernels import (
     NEVER,
     add_uses,
@@ -209,6 +210,11 @@ class TieredStorage:
                 here = keys.take(np.arange(part.start, part.stop))
                 self._layout.first_values.write(self.weights, slots, here)
                 self.state[slots] = self._layout.optimizer.initial_state[here.tables]
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """See `RowStorage.inherit`."""
+        sources = self.columns(inheritance.sources)
+        self.set_columns(inheritance.rows, inherited_columns(self._layout, inheritance, sources))
 
     def update(
         self, rows: Int64s, keys: Keys, gradients: Float32s, *, step: int, num_rows: int = 1, lr_factor: float = 1.0

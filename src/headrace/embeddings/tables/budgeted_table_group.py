@@ -12,8 +12,7 @@ import numpy.typing as npt
 from headrace.embeddings.changes.log import ChangeLog
 from headrace.embeddings.config import TableConfig
 from headrace.embeddings.keys import Keys
-from headrace.embeddings.storage.protocol import NEW, MakeStorage, RowStorage
-from headrace.embeddings.storage.row_formats import as_tensor, to_float32
+from headrace.embeddings.storage.protocol import NEW, Inheritance, MakeStorage, RowStorage
 from headrace.embeddings.tables.key_states import KeyStates
 from headrace.embeddings.tables.lifecycle.policies import IdHistory
 from headrace.embeddings.tables.lifecycle.row_retention import (
@@ -123,7 +122,6 @@ class BudgetedTableGroup(TableGroup):
         self._row_bytes = bytes_per_row(tables) - RECORD.itemsize
         count = 1 if partition is None else partition.plan.partition_count
         super().__init__(_with_shared_tables(tables, plan, count), seed=seed, make_storage=make_storage)
-        self._sums = {f"slot.{slot.name}" for slot in self._layout.optimizer.slots if slot.is_sum}
 
     def _new_index(self) -> Any:
         names = [table.name for table in self.tables[: self.num_tables]]
@@ -321,8 +319,7 @@ class BudgetedTableGroup(TableGroup):
     def _start(self, rows: Int64s, keys: Keys, occurrences: Float32s, inherited_ratio: float | None) -> None:
         """Start rows [A] of newly admitted ids: from their shared rows, with optimizer state, or else from zero.
 
-        See `RowRetention.inherited_ratio` for the weights. The part of sums over updates that is due to other ids stays
-        behind: with all of it, an Adagrad row that many ids have trained would hardly learn any more.
+        See `RowRetention.inherited_ratio` for the weights.
         """
         if not self.shared.num_rows:
             self.storage.initialize(rows, keys)
@@ -330,40 +327,14 @@ class BudgetedTableGroup(TableGroup):
             self.storage.set_columns(rows, columns | {"weights": np.zeros_like(columns["weights"])})
             self.metadata.versions[rows] = self.version
             return
+        sources, shares, num_unwritten = self.shared.sources(keys, occurrences, self.metadata.records)
         self.metadata.versions[rows] = self.version
-        sources = np.zeros(len(rows), dtype=np.int64)
-        self.shared.fill_in(keys, sources)
-        records = self.metadata.records[sources]
-        is_written = records["version"] > 0
-        if not is_written.all():
-            unwritten, written = np.flatnonzero(~is_written), np.flatnonzero(is_written)
+        if num_unwritten:
+            unwritten, written = np.flatnonzero(sources == 0), np.flatnonzero(sources)
             self.storage.initialize(rows[unwritten], keys.take(unwritten))
-            rows, keys, occurrences = rows[written], keys.take(written), occurrences[written]
-            sources, records = sources[written], records[written]
-        if not len(rows):
-            return
-        columns = self.storage.columns(sources)
-        # Gradients that point the same way add up: an id with a tenth of them has a hundredth of the squared sum.
-        shares = np.minimum(1, occurrences / np.maximum(1, records["frequency"])).astype(np.float32) ** 2
-        initial = self._layout.optimizer.initial_state[keys.tables]
-        for name, first in self._layout.slot_columns(initial).items():
-            if name in self._sums:
-                columns[name] = first + shares[:, None] * (columns[name] - first)
-        if inherited_ratio is not None:
-            columns["weights"] = self._inherited(columns["weights"], inherited_ratio, keys)
-        self.storage.set_columns(rows, columns)
-
-    def _inherited(self, shared: npt.NDArray[Any], ratio: float, keys: Keys) -> npt.NDArray[Any]:
-        """Stored weights of keys [A]: a part of their stored shared rows, added to their initial values."""
-        first_values = self._layout.first_values
-        if self._layout.row_format == "fp32":
-            first = first_values.stored(keys, self.embedding_dim)
-            first += np.float32(ratio) * shared
-            return first
-        row_format = self._layout.row_format
-        values = to_float32(as_tensor(np.ascontiguousarray(shared), row_format), row_format).numpy()
-        first = first_values.widened(keys, self.embedding_dim)
-        return self._layout.stored(np.float32(ratio) * values + first, keys, self.step)
+            rows, keys, sources, shares = rows[written], keys.take(written), sources[written], shares[written]
+        if len(rows):
+            self.storage.inherit(Inheritance(rows, keys, sources, shares, inherited_ratio, self.step))
 
     def _apply(self, swaps: Swaps, updated: Int64s) -> None:
         """Carry out swaps after an update of some rows [U], and record the changes."""

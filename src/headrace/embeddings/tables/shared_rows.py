@@ -20,6 +20,7 @@ PLACE_BYTES = 4
 
 CHUNK = 512  # keys per task of a thread
 
+Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Uint64s = npt.NDArray[np.uint64]
@@ -76,6 +77,26 @@ class SharedRows:
         """Fill in the shared rows of keys [U] whose row is 0; it stays 0 if the table has none."""
         _fill_in(keys.tables, keys.ids, self.first_rows, self.sizes, self.salts, rows)
 
+    def sources(self, keys: Keys, occurrences: Float32s, records: Records) -> tuple[Int64s, Float32s, int]:
+        """The shared rows of keys [A], and how much of their state is due to a key.
+
+        Gradients that point the same way add up before they are squared, so an id with a tenth of the occurrences of a
+        row has a hundredth of a sum of squares. The part that is due to other ids stays behind: with all of it, an
+        Adagrad row that many ids have trained would hardly learn any more.
+
+        Args:
+            keys: Keys [A] of tables with shared rows.
+            occurrences: float32 [A], how often each occurred.
+            records: Metadata of all rows.
+
+        Returns:
+            Rows int64 [A], 0 where the shared row was never updated; float32 [A], the part of sums over its updates;
+            and the number of zeros.
+        """
+        rows, shares = np.empty(len(keys), dtype=np.int64), np.empty(len(keys), dtype=np.float32)
+        where = self.first_rows, self.sizes, self.salts
+        return rows, shares, _find_sources(keys.tables, keys.ids, occurrences, *where, records, rows, shares)
+
     def locate(self, keys: Keys, rows: Int64s) -> Keys:
         """Fill in the shared rows of keys [U] whose row is 0.
 
@@ -102,8 +123,8 @@ def split_rows(total: int, weights: Sequence[float]) -> Int64s:
 @kernel()
 def shared_row(table: int, key: int, first_rows: Int64s, sizes: Int64s, salts: Uint64s) -> int:
     """The shared row of an id; 0 if its table has none."""
-    if sizes[table] == 0:
-        return np.int64(0)  # type: ignore[return-value]
+    if sizes[table] <= 1:
+        return first_rows[table] if sizes[table] == 1 else np.int64(0)  # type: ignore[return-value]
     hashed = mix64(np.uint64(key) ^ salts[table])
     return first_rows[table] + np.int64(multiply_shift(hashed, np.uint64(sizes[table])))  # type: ignore[no-any-return]
 
@@ -127,6 +148,30 @@ def _fill_in(tables: Int32s, ids: Int64s, first_rows: Int64s, sizes: Int64s, sal
     for u in range(len(ids)):
         if rows[u] == 0:
             rows[u] = shared_row(tables[u], ids[u], first_rows, sizes, salts)
+
+
+@kernel()
+def _find_sources(
+    tables: Int32s,
+    ids: Int64s,
+    occurrences: Float32s,
+    first_rows: Int64s,
+    sizes: Int64s,
+    salts: Uint64s,
+    records: Records,
+    rows: Int64s,
+    shares: Float32s,
+) -> int:
+    num_unwritten = 0
+    for a in range(len(ids)):
+        rows[a] = shared_row(tables[a], ids[a], first_rows, sizes, salts)
+        frequency = max(np.int64(1), np.int64(records[rows[a]].frequency))
+        share = np.float32(min(1.0, np.float64(occurrences[a]) / np.float64(frequency)))
+        shares[a] = share * share
+        if records[rows[a]].version == 0:
+            rows[a] = 0
+            num_unwritten += 1
+    return num_unwritten
 
 
 @kernel(parallel=True)

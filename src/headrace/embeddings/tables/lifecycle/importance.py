@@ -21,6 +21,7 @@ without a row are like, and those that get one differ: on a log of news, they ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -69,6 +70,8 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Uint32s = npt.NDArray[np.uint32]
 Uint16s = npt.NDArray[np.uint16]
+
+_NOBODY = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
 
 
 class ImportanceConfig(RetentionConfig):
@@ -292,35 +295,39 @@ class ImportanceRetention:
         num_free, max_swaps = self.index.num_free, max(MIN_SWAPS, len(self.importance) // SWAP_SHARE)
         order = _largest(wanted, num_free + max_swaps)
         candidates, wanted = candidates[order], wanted[order]
-        free = np.empty(0, dtype=np.int64)
-        if num_free and self._config.admission > 0:  # otherwise they were given out in `admit`
-            free = self.index.allocate(keys.take(candidates[:num_free]))
-            self.importance[free - self._first_row] = wanted[:num_free]
-        takers, taken, freed = self._take_over(wanted[num_free:])
-        winners = np.concatenate([np.arange(len(free)), num_free + takers])
-        if not len(winners):
-            return NO_SWAPS
-        admitted = keys.take(candidates[winners])
-        tables, ids = self.index.replace(taken, admitted.after(len(free)))
-        exchange(self.tags, self.values, admitted.tables, admitted.ids, tables, ids, freed)
-        evicted = Keys(tables, ids, np.zeros(len(ids), dtype=np.int32))
-        rows = np.concatenate([free, taken])
-        return Swaps(taken, evicted, rows, admitted, (wanted[winners] / self.growth).astype(np.float32))
+        given = taken = NO_SWAPS
+        if num_free and self._config.admission > 0:  # otherwise free rows were given out in `admit`
+            given = self._give_free_rows(keys.take(candidates[:num_free]), wanted[:num_free])
+        if len(candidates) > num_free:
+            taken = self._take_over(keys, candidates[num_free:], wanted[num_free:])
+        return given.followed_by(taken)
 
-    def _take_over(self, wanted: Float32s) -> tuple[Int64s, Int64s, Float32s]:
-        """Find rows of less important ids for ids [O] in descending order of importance.
+    def _give_free_rows(self, admitted: Keys, wanted: Float32s) -> Swaps:
+        """Give free rows to ids [A] of some importance."""
+        rows = self.index.allocate(admitted)
+        self.importance[rows - self._first_row] = wanted
+        exchange(self.tags, self.values, admitted.tables, admitted.ids, *_NOBODY)
+        return replace(NO_SWAPS, rows=rows, admitted=admitted, occurrences=self._occurrences(wanted))
 
-        Returns:
-            Which ids get one, int64 [E], the rows, int64 [E], and the importance of the ids that had them, float32 [E].
-        """
+    def _take_over(self, keys: Keys, candidates: Int64s, wanted: Float32s) -> Swaps:
+        """Give rows of less important ids to candidates [O] in descending order of importance."""
         takers, rows = np.empty(len(wanted), dtype=np.int64), np.empty(len(wanted), dtype=np.int64)
-        freed, num_taken = np.empty(len(wanted), dtype=np.float32), 0
-        if len(wanted):
-            margin = np.float32(1 + self._config.margin)
-            num_taken, self._hand, self._cut = _find_victims(
-                wanted, margin, self._first_row, self.importance, self._hand, self._cut, takers, rows, freed
-            )
-        return takers[:num_taken], rows[:num_taken], freed[:num_taken]
+        freed, margin = np.empty(len(wanted), dtype=np.float32), np.float32(1 + self._config.margin)
+        num_taken, self._hand, self._cut = _find_victims(
+            wanted, margin, self._first_row, self.importance, self._hand, self._cut, takers, rows, freed
+        )
+        if not num_taken:
+            return NO_SWAPS
+        takers, rows, freed = takers[:num_taken], rows[:num_taken], freed[:num_taken]
+        admitted = keys.take(candidates[takers])
+        tables, ids = self.index.replace(rows, admitted)
+        exchange(self.tags, self.values, admitted.tables, admitted.ids, tables, ids, freed)
+        evicted = Keys(tables, ids, np.zeros(num_taken, dtype=np.int32))
+        return Swaps(rows, evicted, rows, admitted, self._occurrences(wanted[takers]))
+
+    def _occurrences(self, importance: Float32s) -> Float32s:
+        """Importance [A] in occurrences of mean gradient norm."""
+        return (importance / self.growth).astype(np.float32)
 
     def _grow_older(self, num_rows: int) -> None:
         if self._config.half_life_rows is None:

@@ -43,6 +43,21 @@ class Swaps:
     admitted: Keys
     occurrences: Float32s
 
+    def followed_by(self, later: Swaps) -> Swaps:
+        """These, and others of the same step."""
+        if not len(later.rows) or not len(self.rows):
+            return later if len(later.rows) else self
+        keys = [
+            Keys(*(np.concatenate(pair) for pair in zip(_columns(mine), _columns(others), strict=True)))
+            for mine, others in ((self.evicted, later.evicted), (self.admitted, later.admitted))
+        ]
+        freed_rows, rows = np.concatenate([self.freed_rows, later.freed_rows]), np.concatenate([self.rows, later.rows])
+        return Swaps(freed_rows, keys[0], rows, keys[1], np.concatenate([self.occurrences, later.occurrences]))
+
+
+def _columns(keys: Keys) -> tuple[npt.NDArray[Any], ...]:
+    return keys.tables, keys.ids, keys.counts
+
 
 NO_SWAPS = Swaps(_NO_ROWS, _NO_KEYS, _NO_ROWS, _NO_KEYS, np.empty(0, dtype=np.float32))
 
