@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import SECTIONS, Columns
-from headrace.embeddings.changes.newest_rows import NewestRows, newest_rows
+from headrace.embeddings.changes.newest_rows import newest_rows
 from headrace.embeddings.changes.segments import BLOCK_ROWS, Segment, SegmentEntry, SegmentWriter
 
-__all__ = ["merge_segments"]
+__all__ = ["merge_segments", "merged_blocks"]
 
 
 def merge_segments(folder: Path, entries: Sequence[SegmentEntry], name: str) -> SegmentEntry:
@@ -32,20 +32,25 @@ def merge_segments(folder: Path, entries: Sequence[SegmentEntry], name: str) -> 
             writer.add(section, segments[0].empty(section))
             if section == "removed" and is_base:
                 continue  # a base has nothing earlier that could be taken out
-            for columns in _full_blocks(newest_rows(segments, section), segments[0].empty(section)):
+            for columns in merged_blocks(segments, section):
                 waits = columns["sightings"] > 0 if section == "waiting" and is_base else slice(None)
                 writer.add(section, {key: column[waits] for key, column in columns.items()})
     return writer.entry(entries[0].first, entries[-1].last, is_base=is_base)
 
 
-def _full_blocks(steps: Iterator[NewestRows], empty: Columns) -> Iterator[Columns]:
-    """The rows of steps in blocks that are full but for the last one, however small steps are.
+def merged_blocks(segments: Sequence[Segment], section: str) -> Iterator[Columns]:
+    """The last state of each key of a section, ascending by (table, id), in blocks that are full but for the last one.
 
-    A block is valid until the next one is asked for.
+    Args:
+        segments: Adjacent segments, oldest first.
+        section: One of `SECTIONS`. Of `rows`, those that a later segment removes are left out.
+
+    Raises:
+        TornCheckpoint: A segment is damaged.
     """
     room, count = 0, 0
-    columns = empty
-    for step in steps:
+    columns = segments[0].empty(section) if segments else {}
+    for step in newest_rows(segments, section):
         filled = count + len(step.ids)
         if filled > room:
             room = 2 * filled
@@ -55,8 +60,7 @@ def _full_blocks(steps: Iterator[NewestRows], empty: Columns) -> Iterator[Column
         full = filled - filled % BLOCK_ROWS
         if full:
             yield {name: column[:full] for name, column in columns.items()}
-            for column in columns.values():
-                column[: filled - full] = column[full:filled]
+            columns = {name: _grown(column[full:filled], room) for name, column in columns.items()}
         count = filled - full
     if count:
         yield {name: column[:count] for name, column in columns.items()}
