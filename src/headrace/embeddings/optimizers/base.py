@@ -138,6 +138,7 @@ class SparseOptimizer:
         self._shared = _shared_numbers(self._configs)[self._config_of_table]
         self._sums = np.array([config.reduction == "sum" for config in configs])
         self._has_sums = bool(self._sums.any())
+        self._numbers_of_last_step: tuple[list[tuple[float, ...]], Float32s] = [], np.empty((0, 0), dtype=np.float32)
         widths = [embedding_dim if slot.per_element else 1 for slot in self.slots]
         ends = np.cumsum(widths, dtype=np.int64).tolist()
         self.state_width = int(sum(widths))
@@ -249,8 +250,11 @@ class SparseOptimizer:
         if self._has_sums:
             shared = shared.copy()
             shared[self._sums, 3] = num_rows
-        numbers = np.array([self.numbers(config, step) for config in configs], dtype=np.float32)
-        return shared, numbers[self._config_of_table]
+        numbers = [self.numbers(config, step) for config in configs]
+        if numbers != self._numbers_of_last_step[0]:
+            rows = np.array(numbers, dtype=np.float32)[self._config_of_table]
+            self._numbers_of_last_step = numbers, rows
+        return shared, self._numbers_of_last_step[1]
 
 
 def row_kernel(update_row: Callable[..., None]) -> Callable[..., None]:

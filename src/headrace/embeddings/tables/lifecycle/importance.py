@@ -21,7 +21,6 @@ without a row are like, and those that get one differ: on a log of news, they ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -152,7 +151,7 @@ class ImportanceRetention:
         seed: int,
     ) -> None:
         self._config = config
-        self._first_row, self._seed = first_row, seed
+        self._first_row, self._seed = first_row, np.uint64(seed & (2**64 - 1))
         self.index = KeyIndex(first_row, num_rows=num_rows)
         self.importance: Float32s = np.zeros(num_rows, dtype=np.float32)
         num_slots = max(1, num_candidates // SLOTS) * SLOTS
@@ -202,7 +201,8 @@ class ImportanceRetention:
             rows,
             self._first_row,
             np.float32(self.growth),
-            np.uint64(mix64(np.uint64(self._seed & (2**64 - 1)) ^ mix64(np.uint64(step)))),
+            self._seed,
+            step,
             np.float32(max(self._least_wanted(), self._config.admission * self.growth)),
             self._norms,
             self.importance,
@@ -307,7 +307,7 @@ class ImportanceRetention:
         rows = self.index.allocate(admitted)
         self.importance[rows - self._first_row] = wanted
         exchange(self.tags, self.values, admitted.tables, admitted.ids, *_NOBODY)
-        return replace(NO_SWAPS, rows=rows, admitted=admitted, occurrences=self._occurrences(wanted))
+        return Swaps(NO_SWAPS.freed_rows, NO_SWAPS.evicted, rows, admitted, self._occurrences(wanted))
 
     def _take_over(self, keys: Keys, candidates: Int64s, wanted: Float32s) -> Swaps:
         """Give rows of less important ids to candidates [O] in descending order of importance."""
@@ -362,6 +362,7 @@ def _observe(
     first_row: int,
     growth: np.float32,
     seed: np.uint64,
+    step: int,
     cut: np.float32,
     table_norms: Float64s,
     importance: Float32s,
@@ -378,6 +379,7 @@ def _observe(
     means = np.empty(len(table_norms), dtype=np.float64)
     for table in range(len(means)):
         means[table] = table_norms[table, 0] / max(table_norms[table, 1], 1e-300)
+    of_step = mix64(seed ^ mix64(np.uint64(step)))
     scratch = np.empty(1, dtype=np.float32)
     bits = scratch.view(np.uint32)
     firsts, its_tags = np.empty(AHEAD, dtype=np.int64), np.empty(AHEAD, dtype=np.uint32)  # of the next keys
@@ -405,7 +407,7 @@ def _observe(
         slot, is_found = find_slot(tags, values, first, tag)
         bits[0] = np.uint32(values[slot]) << np.uint32(16)
         total = scratch[0] + more
-        random = mix64(seed + mix64(np.uint64(ids[u]) ^ (np.uint64(tables[u]) << np.uint64(40))))
+        random = mix64(of_step + mix64(np.uint64(ids[u]) ^ (np.uint64(tables[u]) << np.uint64(40))))
         if not is_found and unit_float(random, np.uint64(0)) * total >= more:
             continue
         scratch[0] = total
