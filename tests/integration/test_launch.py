@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import pyarrow.flight as fl
 import pyarrow.parquet as pq
 import pytest
+from forks import forks
 
 from headrace.cluster import train_job
 from headrace.cluster.training import SHARDS_VARIABLE
@@ -220,10 +222,14 @@ def test_a_killed_trainer_and_killed_shards_give_the_same_bits(
     """Rows that the trainer kept when it was killed are those of the newest checkpoint again."""
     job = write_job(folder, "killed", 64, "lookahead")
     start_shards(shards, folder / "killed" / "checkpoints", 2, monkeypatch)
-    command = [sys.executable, "-m", "headrace", "train", str(folder / "killed.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for_the_first_checkpoint(process, folder / "killed" / "checkpoints")
-        process.kill()
+    with forks() as forked:
+        where = {SHARDS_VARIABLE: os.environ[SHARDS_VARIABLE]}
+        trainer = forked.command(["train", str(folder / "killed.yaml")], folder / "killed.log", **where)
+        while not (folder / "killed" / "checkpoints" / "00000001").exists():
+            assert psutil.Process(trainer).status() != psutil.STATUS_ZOMBIE, (folder / "killed.log").read_text()
+            time.sleep(0.01)
+        os.kill(trainer, signal.SIGKILL)
+        assert forked.wait() == [-signal.SIGKILL]
     start_shards(shards, folder / "killed" / "checkpoints", 2, monkeypatch)
     said: list[str] = []
     train_job(job, on_message=said.append)
@@ -376,43 +382,44 @@ def listening_at(process: psutil.Process) -> list[str]:
 
 
 MEET = """
-import sys
+import os, time
 from headrace.cluster.rendezvous import Rendezvous
 rendezvous = Rendezvous(60.0)
 for number in range(2):
     with rendezvous.round() as group:
-        told = group.share(f"round {number}")
-        print(group.rank, told, flush=True)
-        sys.stdin.readline()
+        print(os.getpid(), group.rank, group.share(f"round {number}"), flush=True)
+        while not os.path.exists(f"seen {number}"):
+            time.sleep(0.01)
         group.share(None)
 """
 
 
-@pytest.mark.parametrize("variables", [{"MASTER_ADDR": "127.0.0.1"}, {"MASTER_ADDR": "localhost"}])
-def test_trainers_started_by_hand_on_one_machine_listen_to_it_alone(variables: dict[str, str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        variables = variables | {"MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    variables["GLOO_SOCKET_IFNAME"] = ""
-    with ExitStack() as stack:
-        trainers = []
-        for rank in range(2):
-            environment = os.environ | variables | {"RANK": str(rank)}
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            trainer = stack.enter_context(subprocess.Popen([sys.executable, "-c", MEET], env=environment, **pipes))
-            stack.callback(trainer.kill)
-            trainers.append(trainer)
-        for number in range(2):
-            for rank, trainer in enumerate(trainers):
-                while not (line := trainer.stdout.readline()).startswith(f"{rank} "):
-                    assert line, "ended"
-                assert line == f"{rank} round {number}\n"
-            hosts = [listening_at(psutil.Process(trainer.pid)) for trainer in trainers]
-            assert all(hosts), hosts
-            assert {host for each in hosts for host in each} == {"127.0.0.1"}
-            for trainer in trainers:
-                trainer.stdin.write("\n")
-                trainer.stdin.flush()
-        assert [trainer.wait() for trainer in trainers] == [0, 0]
+def test_trainers_started_by_hand_on_one_machine_listen_to_it_alone(
+    tmp_path: Path,
+) -> None:
+    with forks() as forked:
+        for host in ("127.0.0.1", "localhost"):
+            folder = tmp_path / host
+            folder.mkdir()
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                variables = {"MASTER_ADDR": host, "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+            variables["GLOO_SOCKET_IFNAME"] = ""
+            code = f"import os; os.chdir({str(folder)!r})\n{MEET}"
+            trainers = [forked.start(code, folder / f"{rank}.log", **variables, RANK=str(rank)) for rank in range(2)]
+            for number in range(2):
+                for rank, trainer in enumerate(trainers):
+                    wait_for_line(folder / f"{rank}.log", f"{trainer} {rank} round {number}")
+                hosts = [listening_at(psutil.Process(trainer)) for trainer in trainers]
+                assert all(hosts), hosts
+                assert {each for listening in hosts for each in listening} == {"127.0.0.1"}
+                (folder / f"seen {number}").touch()
+            assert forked.wait() == [0, 0]
+
+
+def wait_for_line(log: Path, line: str) -> None:
+    while not log.exists() or line not in log.read_text().splitlines():
+        assert "Traceback" not in (log.read_text() if log.exists() else ""), log.read_text()
+        time.sleep(0.01)
 
 
 def ledger(run: Path) -> list[tuple[int, int]]:

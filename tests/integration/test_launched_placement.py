@@ -3,6 +3,7 @@ shard and a trainer are killed, and if their number changes."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forks, forks
 from test_launch import (
     kill_a_shard,
     kill_a_trainer,
@@ -21,6 +23,8 @@ from test_launch import (
 )
 
 from headrace.cluster import train_job
+from headrace.cluster.rendezvous import RENDEZVOUS_VARIABLE
+from headrace.cluster.training import SHARDS_VARIABLE
 from headrace.embeddings.shards.service import ShardServer
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.training import JobConfig
@@ -38,16 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, run: str, num_shards: int) -> list[str]:
-    """The command that trains the first window with two trainers."""
-    job = str(folder / f"{run}.yaml")
-    return [sys.executable, "-m", "headrace", "launch", job, "--trainers=2", f"--shards={num_shards}", "--windows=1"]
-
-
-def launch(folder: Path, run: str, num_shards: int) -> None:
-    with (folder / f"{run}.log").open("a") as log:
-        code = subprocess.run(command(folder, run, num_shards), stdout=log, stderr=log, check=False).returncode
-    assert code == 0, (folder / f"{run}.log").read_text()
+def train_first_window_with_two_trainers(forked: Forks, folder: Path, run: str) -> None:
+    log, meeting = folder / f"{run}.log", folder / f"{run}.trainers"
+    for rank in range(2):
+        variables = {"WORLD_SIZE": "2", "RANK": str(rank), RENDEZVOUS_VARIABLE: str(meeting)}
+        variables[SHARDS_VARIABLE] = os.environ[SHARDS_VARIABLE]
+        forked.command(["train", str(folder / f"{run}.yaml"), "--windows=1"], log, **variables)
+    assert forked.wait() == [0, 0], log.read_text()
 
 
 def assert_same(folder: Path, run: str, other: str) -> None:
@@ -64,9 +65,10 @@ def test_a_killed_shard_a_killed_trainer_and_fewer_trainers_change_no_bits(
         write_job(folder, run, 32, placement)
         job = folder / f"{run}.yaml"
         job.write_text(job.read_text().replace("{kind: dlrm, embedding_dim: 8, bottom: [16], top: [16]}", DEEPFM))
+    command = [sys.executable, "-m", "headrace", "launch", str(folder / "kept.yaml"), "--trainers=2", "--shards=2"]
     with ExitStack() as stack:
         log = stack.enter_context((folder / "kept.log").open("w"))
-        process = stack.enter_context(subprocess.Popen(command(folder, "kept", 2), stdout=log, stderr=log))
+        process = stack.enter_context(subprocess.Popen([*command, "--windows=1"], stdout=log, stderr=log))
         stack.callback(process.kill)
         wait_for_the_first_checkpoint(process, folder / "kept" / "checkpoints")
         kill_a_shard(process)
@@ -76,10 +78,12 @@ def test_a_killed_shard_a_killed_trainer_and_fewer_trainers_change_no_bits(
     text = (folder / "kept.log").read_text()
     assert "shard-1 ended with code -9; restarting it" in text
     assert "ended with code -9; stopping the others" in text
-    for run, count in (("plain", 1), ("kept", 2)):
-        launch(folder, run, 1)
-        start_shards(shards, folder / run / "checkpoints", count, monkeypatch)
-        train_job(JobConfig.from_file(folder / f"{run}.yaml"))
+    with forks() as forked:
+        for run, count in (("plain", 1), ("kept", 2)):
+            start_shards(shards, folder / run / "checkpoints", 1, monkeypatch)
+            train_first_window_with_two_trainers(forked, folder, run)
+            start_shards(shards, folder / run / "checkpoints", count, monkeypatch)
+            train_job(JobConfig.from_file(folder / f"{run}.yaml"))
     assert_same(folder, "plain", "kept")
     assert "at another trainer" in (folder / "kept" / "decisions.jsonl").read_text()
 

@@ -115,9 +115,22 @@ class Trainer:
             self._num_trained += 1
 
 
-@pytest.mark.parametrize(("num_rows", "ahead"), [(1000, 0), (1000, 6), (25, 3), (1, 6)])
-@pytest.mark.parametrize("num_trainers", [2, 3])
-@pytest.mark.parametrize("case", CASES)
+ROOM = [(1000, 0), (1000, 6), (25, 3), (1, 6)]
+"""Rows that a trainer can keep, and batches announced ahead."""
+
+
+@pytest.mark.parametrize(
+    ("case", "num_trainers", "num_rows", "ahead"),
+    [
+        *(("plain", num_trainers, *room) for num_trainers in (2, 3) for room in ROOM),
+        *(
+            (case, 2 + (number + place) % 2, *room)
+            for number, case in enumerate(CASES)
+            if case != "plain"
+            for place, room in enumerate(ROOM)
+        ),
+    ],
+)
 def test_rows_kept_by_several_trainers_have_the_bits_of_serial_steps(
     serve: Serve, case: str, num_trainers: int, num_rows: int, ahead: int
 ) -> None:
