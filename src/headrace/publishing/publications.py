@@ -53,7 +53,7 @@ class Publication:
     """One version of a model.
 
     Attributes:
-        version: Ascending by one within a lineage, from 1.
+        version: Ascending within a lineage, from 1.
         lineage: Identifies the run. Versions of two lineages have nothing in common.
         step: Number of optimizer steps of the model.
         cut_at: When its rows were copied, in seconds since 1970.
@@ -61,7 +61,8 @@ class Publication:
         tables: For each table group, the header of each part: tables with kind, size, scale of initial values and row
             format, seed, and under a budget the partition. With it, ids without a row can be answered too.
         chains: For each table group, the segments of each part, oldest first; see `Chain`. Numbers are versions.
-        checkpoint: Number of the checkpoint of the same state; None if there is none.
+        checkpoint: Fingerprint of the checkpoint with the same parameters; None if there is none.
+        divisions: How the keys of table groups are divided into parts, if they are in shards.
         files: Its other files by name, `DENSE` and `JOB`.
     """
 
@@ -72,7 +73,8 @@ class Publication:
     rows_changed: int
     tables: dict[str, tuple[TableGroupHeader, ...]]
     chains: Chains
-    checkpoint: int | None = None
+    checkpoint: str | None = None
+    divisions: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def to_content(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Publication:
             "cut_at": self.cut_at,
             "rows_changed": self.rows_changed,
             "checkpoint": self.checkpoint,
+            "divisions": self.divisions,
             "tables": {name: [asdict(header) for header in parts] for name, parts in self.tables.items()},
             "chains": chains_to_json(self.chains),
         }
@@ -127,7 +130,7 @@ class Changes:
             are not among them, are gone.
         blocks: Table group, section (`removed` or `rows`) and columns of each block. `removed` of a table group come
             before its `rows`, where some of its ids may be again. Otherwise each id occurs once. Columns are `tables`
-            int32 [R], `ids` int64 [R], and of rows the weights, see `quantization.weights_of`.
+            int32 [R], `ids` int64 [R], and of rows the weights, see `embeddings.changes.quantization.weights_of`.
     """
 
     is_everything: bool

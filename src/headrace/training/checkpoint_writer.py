@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from headrace.config import Config, whole_number_or
-from headrace.embeddings.changes.chains import Chain, Chains, plan_merge, replaced
+from headrace.embeddings.changes.chains import Chain, Chains
 from headrace.embeddings.changes.delta import Columns, Delta
-from headrace.embeddings.changes.merging import merge_segments
+from headrace.embeddings.changes.growing_chains import GrowingChains
 from headrace.embeddings.changes.segments import SegmentEntry, write_delta
 from headrace.embeddings.tables.partitions import joined_columns
 from headrace.embeddings.tables.state import TableGroupHeader
@@ -79,8 +79,7 @@ class CheckpointWriter:
         self._messages: deque[str] = deque()
         self._config = config
         self._naming = threading.Lock()  # held while manifests and `_chains` change
-        self._chains: Chains = {}  # of the newest checkpoint
-        self._needs_base: set[str] = set()  # table groups whose chain must not be continued
+        self._chains = GrowingChains(folder.segments, config.base_every)
         self._saved: int | None = None  # number of the newest checkpoint
         self.num_written_bytes = self.num_merged_bytes = 0
         self._writing: Future[dict[str, int]] | None = None
@@ -90,15 +89,16 @@ class CheckpointWriter:
 
     def follow(self, snapshot: Snapshot, shards: RowsOfShards | None = None) -> None:
         """Continue the chains of a checkpoint that was loaded, unless shards now have other parts of the tables."""
-        self._chains, self._saved = dict(snapshot.chains), snapshot.number
         now = {} if shards is None else shards.divisions
-        self._needs_base = {name for name in snapshot.chains if snapshot.plans.get(name) != now.get(name)}
+        others = [name for name in snapshot.chains if snapshot.plans.get(name) != now.get(name)]
+        self._chains.follow(snapshot.chains, needs_base=others)
+        self._saved = snapshot.number
         if shards is not None and snapshot.chains:
             shards.record_changes()
 
     def has_base(self, table_group: str) -> bool:
         """Whether a delta can continue a chain; otherwise the next one needs everything."""
-        return table_group in self._chains and table_group not in self._needs_base
+        return self._chains.has_base(table_group)
 
     @property
     def is_complete(self) -> bool:
@@ -164,7 +164,7 @@ class CheckpointWriter:
         try:
             columns = {name: _whole(parts) for name, parts in deltas.items()}
             with self._naming:
-                chains = {name: self._continued(name, parts) for name, parts in entries.items()}
+                chains = self._chains.continued(entries)
                 self.folder.save(replace(snapshot, columns=columns, chains=chains))
                 self._has_written(snapshot.number, chains)
         finally:
@@ -180,7 +180,7 @@ class CheckpointWriter:
 
         def write_rows(folder: Path) -> Chains:
             entries = shards.write_deltas(folder, names, as_int8=self._config.weights == "int8")
-            chains.update({name: self._continued(name, parts) for name, parts in entries.items()})
+            chains.update(self._chains.continued(entries))
             return chains
 
         try:
@@ -192,9 +192,8 @@ class CheckpointWriter:
         return {}
 
     def _has_written(self, number: int, chains: Chains) -> None:
-        self._chains, self._saved = chains, number
-        self.num_written_bytes += sum(chain[-1].bytes for parts in chains.values() for chain in parts)
-        self._needs_base -= {name for name, parts in chains.items() if all(len(chain) == 1 for chain in parts)}
+        self.num_written_bytes += self._chains.has_written(chains)
+        self._saved = number
         if self._merging is None or self._merging.done():
             self._merging = self._merger.submit(self._merge)
 
@@ -208,48 +207,30 @@ class CheckpointWriter:
         path = segments.place(table_group) / segments.new_name(number, number)
         return write_delta(path, delta, first=number, as_int8=self._config.weights == "int8")
 
-    def _continued(self, table_group: str, entries: Sequence[SegmentEntry]) -> tuple[Chain, ...]:
-        """The chains of a table group with new segments."""
-        if all(entry.is_base for entry in entries):
-            return tuple((entry,) for entry in entries)
-        before = zip(self._chains[table_group], entries, strict=True)
-        return tuple((entry,) if entry.is_base else (*chain, entry) for chain, entry in before)
-
     def _merge(self) -> None:
         """Merge segments until there are none to merge."""
-        while plan := self._next_merge():
+        while plan := self._chains.next_merge():
             name, merged, reason = plan
             try:
                 self._merge_segments(name, merged, reason)
             except TornCheckpoint as error:
-                self._needs_base.add(name)
+                self._chains.needs_base.add(name)
                 self._messages.append(f"{error}; the next checkpoint has all rows")
                 return
             except CheckpointError as error:
                 self._messages.append(f"segments were not merged: {error}")
                 return
 
-    def _next_merge(self) -> tuple[str, Chain, str] | None:
-        for name, parts in self._chains.items():
-            for chain in () if name in self._needs_base else parts:
-                plan = plan_merge(chain, self._config.base_every)
-                if plan is not None:
-                    return name, chain[plan.first : plan.last], plan.reason
-        return None
-
     def _merge_segments(self, table_group: str, merged: Chain, reason: str) -> None:
-        segments = self.folder.segments
-        name = segments.new_name(merged[0].first, merged[-1].last)
+        entry = self._chains.merge(table_group, merged)
         try:
-            entry = merge_segments(segments.place(table_group), merged, name)
             with self._naming:
                 self.folder.replace_segments(table_group, merged, entry)
-                parts = tuple(replaced(chain, merged, entry) for chain in self._chains.get(table_group, ()))
-                self._chains = self._chains | {table_group: parts}
+                self._chains.replace(table_group, merged, entry)
             self.num_merged_bytes += entry.bytes
         finally:
-            segments.forget_name(name)
-        self._messages.append(f"{table_group}: merged {len(merged)} segments into {name}: {reason}")
+            self.folder.segments.forget_name(entry.name)
+        self._messages.append(f"{table_group}: merged {len(merged)} segments into {entry.name}: {reason}")
 
 
 def _whole(deltas: Sequence[Delta]) -> Columns:

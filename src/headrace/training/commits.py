@@ -46,6 +46,8 @@ __all__ = [
     "read_state",
     "restore",
     "settle",
+    "state_values",
+    "table_groups",
     "take_snapshot",
 ]
 
@@ -140,7 +142,7 @@ def settle(writer: CheckpointWriter, model: nn.Module) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    groups = _table_groups(model)
+    groups = table_groups(model)
     for name, version in writer.wait().items():
         groups[name].mark_saved(version)
 
@@ -148,13 +150,13 @@ def settle(writer: CheckpointWriter, model: nn.Module) -> None:
 def follow(writer: CheckpointWriter, snapshot: Snapshot, model: nn.Module, shards: ShardsOfRun | None = None) -> None:
     """Have the next checkpoint continue the one that was loaded."""
     writer.follow(snapshot, shards)
-    for name, group in _table_groups(model).items():
+    for name, group in table_groups(model).items():
         if writer.has_base(name):
             group.mark_saved(group.version)
 
 
 def _deltas(writer: CheckpointWriter, model: nn.Module) -> dict[str, list[Delta]]:
-    return {name: group.deltas(everything=not writer.has_base(name)) for name, group in _table_groups(model).items()}
+    return {name: group.deltas(everything=not writer.has_base(name)) for name, group in table_groups(model).items()}
 
 
 def newest_checkpoint(checkpoints: CheckpointFolder, process_group: ProcessGroup) -> tuple[Snapshot | None, list[str]]:
@@ -229,7 +231,15 @@ def take_snapshot(
     if state.running_baseline is not None:
         of_run = state.running_baseline.state_dict()
         metrics |= {f"running_baseline.{state.baseline_name}.{key}": array for key, array in of_run.items()}
-    values = {
+    arrays = {"dense": dense_parameters(model), "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
+    copies = {group: {name: np.array(array) for name, array in of.items()} for group, of in arrays.items()}
+    values = state_values(state, shape)
+    return Snapshot(state.checkpoint, values, copies, _columns_of_tables(model) if with_tables else {})
+
+
+def state_values(state: TrainingState, shape: Any) -> dict[str, Any]:
+    """The values of `SavedState` as of now."""
+    return {
         "shape": shape,
         "step": state.step,
         "precision": state.precision,
@@ -243,9 +253,6 @@ def take_snapshot(
         "seconds": state.seconds,
         "window_seconds": state.window_seconds,
     }
-    arrays = {"dense": dense_parameters(model), "optimizer": optimizer_arrays(optimizer), "metrics": metrics}
-    copies = {group: {name: np.array(array) for name, array in of.items()} for group, of in arrays.items()}
-    return Snapshot(state.checkpoint, values, copies, _columns_of_tables(model) if with_tables else {})
 
 
 def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
@@ -254,7 +261,7 @@ def parameters(model: nn.Module) -> tuple[Columns, dict[str, Columns]]:
 
 
 def _columns_of_tables(model: nn.Module) -> dict[str, Columns]:
-    return {name: group.state_dict() for name, group in _table_groups(model).items()}
+    return {name: group.state_dict() for name, group in table_groups(model).items()}
 
 
 def dense_parameters(model: nn.Module) -> Columns:
@@ -323,7 +330,7 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
         model.load_state_dict(dense)
     except RuntimeError as error:
         raise CheckpointError(f"dense parameters: {' '.join(str(error).split())}") from error
-    missing = [name for name in _table_groups(model) if name not in snapshot.parts and name not in snapshot.columns]
+    missing = [name for name in table_groups(model) if name not in snapshot.parts and name not in snapshot.columns]
     if missing:
         raise CheckpointError(f"table group {missing[0]}: missing")
     for module, bags in embedding_bags(model).items():
@@ -332,7 +339,7 @@ def load_parameters(snapshot: Snapshot, model: nn.Module) -> None:
             bags.load_tables(snapshot.parts.get(name) or [snapshot.columns[name]])
 
 
-def _table_groups(model: nn.Module) -> dict[str, TableGroup]:
+def table_groups(model: nn.Module) -> dict[str, TableGroup]:
     """The table groups in this process by name, which is valid as a folder name."""
     groups = {table_group_name(name): bags.table_group for name, bags in embedding_bags(model).items()}
     return {name: group for name, group in groups.items() if group is not None}

@@ -20,6 +20,7 @@ from headrace.logs.files import printable
 from headrace.models import DLRMConfig, ModelConfig
 from headrace.paths import local_path, logs_location
 from headrace.placement.config import PlacementConfig
+from headrace.publishing.config import PublishConfig
 from headrace.registry import TUNERS, OneOf
 from headrace.scheduling.config import SchedulerConfig
 from headrace.training.batch_size import LARGEST_BATCH, AskedBatchSize
@@ -109,6 +110,8 @@ class TrainingConfig(Config):
     """Steps between checkpoints inside a window; None for checkpoints only at the end of windows."""
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     """How checkpoints are written, and how many are kept."""
+    publish: PublishConfig | None = None
+    """Publish versions for servers while training, into the folder `publications` of the run; None for none."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps per line of metrics."""
     label_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)

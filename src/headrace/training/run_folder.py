@@ -59,6 +59,7 @@ class RunFolder:
         config.yaml               the resolved job, including defaults
         checkpoints/<number>/      see `CheckpointFolder`
         checkpoints/segments/      rows of delta checkpoints, see `SegmentFolder`
+        publications/              versions for servers, see `PublicationFolder`
         metrics.jsonl             one line every few steps, one per window
         decisions.jsonl           automatic decisions and their reasons
         quarantine/<number>.parquet   bad rows, committed with the checkpoint of that number
@@ -82,6 +83,11 @@ class RunFolder:
         self.quarantine = inside if quarantine is None else local_path(quarantine, where="bad_rows.path")
         self._lock: IO[str] | None = None
         self._metrics: JsonlWriter | None = None
+
+    @property
+    def publications(self) -> Path:
+        """Folder of the publications."""
+        return self.path / "publications"
 
     @property
     def checkpoints(self) -> Path:

@@ -152,6 +152,12 @@ class ShardedTables:
         self._group.save(folder.name, step)
 
     @property
+    def group(self) -> ShardGroup:
+        """The shards, while they are open."""
+        assert self._group is not None
+        return self._group
+
+    @property
     def divisions(self) -> dict[str, Any]:
         """See `ShardGroup.divisions`."""
         assert self._group is not None
@@ -179,6 +185,11 @@ class ShardedTables:
         """Make the shards write their copies, see `ShardGroup.write_deltas`."""
         assert self._group is not None
         return self._group.write_deltas(folder.name, names, as_int8=as_int8)
+
+    @property
+    def publications(self) -> PublishedShards:
+        """The shards as the writer of publications sees them."""
+        return PublishedShards(self)
 
     def take_moves(self) -> Moves | None:
         """What moved since the last call, if this trainer keeps rows; otherwise None."""
@@ -241,6 +252,38 @@ class ShardedTables:
         if self._group is not None:
             self._group.close(wait=wait)
             self._group = None
+
+
+class PublishedShards:
+    """The shards of a run for publications, see `RowsInShards`. Trainer 0 calls it, once all trainers have returned
+    rows."""
+
+    def __init__(self, tables: ShardedTables) -> None:
+        self._tables = tables
+
+    @property
+    def divisions(self) -> dict[str, Any]:
+        """See `ShardGroup.divisions`."""
+        return self._tables.divisions
+
+    @property
+    def num_parts(self) -> dict[str, int]:
+        """See `ShardGroup.num_parts`."""
+        return self._tables.num_parts
+
+    def record_changes(self, number: int) -> None:
+        """See `ShardGroup.record_changes`."""
+        self._tables.group.record_changes("publications", number)
+
+    def take_deltas(self, number: int, step: int, *, saved: int | None, everything: Sequence[str]) -> None:
+        """See `ShardGroup.take_deltas`."""
+        self._tables.group.take_deltas(number, step, saved=saved, everything=everything, consumer="publications")
+
+    def write_deltas(
+        self, folder: Path, names: Mapping[str, Sequence[str]], *, as_int8: bool
+    ) -> dict[str, list[SegmentEntry]]:
+        """See `ShardGroup.write_deltas`."""
+        return self._tables.group.write_deltas(folder.name, names, as_int8=as_int8, consumer="publications")
 
 
 def exchange_of(

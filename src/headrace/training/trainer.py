@@ -23,10 +23,11 @@ from headrace.observe.decisions import DecisionLog
 from headrace.observe.progress import Progress
 from headrace.observe.tensorboard import TensorBoard
 from headrace.pipeline import GrowingSize, RowStats
+from headrace.publishing.publications import PublicationFolder
 from headrace.threads import Threads
 from headrace.training.batch_size import batch_sizes, largest_batch, smallest_batch
 from headrace.training.change_features import Change, with_job_features
-from headrace.training.checkpoint import CheckpointFolder
+from headrace.training.checkpoint import CheckpointFolder, Snapshot
 from headrace.training.checkpoint_writer import CheckpointWriter
 from headrace.training.choices import describe_choices, describe_unused
 from headrace.training.commits import UncommittedOutput, commit, follow, newest_checkpoint, restore, settle
@@ -36,6 +37,7 @@ from headrace.training.job import JobConfig
 from headrace.training.label_rate import LabelStart, start_at_labels
 from headrace.training.learning_rate import schedule_messages
 from headrace.training.process_group import ProcessGroup, SingleProcess
+from headrace.training.publisher import Publisher
 from headrace.training.records import StepRecorder, progress_columns, rows_by_table
 from headrace.training.results import RunTotals, TrainResult, WindowResult
 from headrace.training.run_folder import RunFolder
@@ -95,6 +97,7 @@ class Trainer:
         )
         self._checkpoints = CheckpointFolder(main.checkpoints, keep=job.training.checkpoints.keep)
         self._writer: CheckpointWriter | None = None  # while training
+        self._publisher: Publisher | None = None  # while training
         self._unreported: list[WindowResult] = []  # windows whose checkpoint is being written
         self._shards = ShardedTables(job, self.components.model, self._process_group) if job.cluster.shards else None
         self._step = TrainingStep(
@@ -148,6 +151,7 @@ class Trainer:
             )
             stopped_in = self._train_windows(found) if found else None
             self._settle()
+            self._finish_publishing()
             if stopped_in is not None:
                 rest = f"stopped in window {stopped_in.name}"
             return TrainResult(tuple(self.finished), self.state.step, stopped_in is not None, rest)
@@ -193,6 +197,7 @@ class Trainer:
             self.state.replayed += tuple(path.name for path in files)
             self._commit()
             self._settle()
+            self._finish_publishing()
             self.run_folder.set_aside(self.state.replayed)
             return self._result("replay", None)
 
@@ -301,10 +306,13 @@ class Trainer:
                 columns = progress_columns(record)
             progress.update(state.window_rows.num_read, columns)
 
-            # Commit if a checkpoint within the window is due.
+            # Commit if a checkpoint within the window is due; and publish.
             if is_due:
                 steps.settle()
                 self._commit()
+            if self._publisher is not None:
+                self._publisher.cut_if_due(state, steps.settle, is_committed=is_due)
+                self._tell_of_publishing()
         if finished:
             self._count(steps, budget, seconds=0.0)  # bad rows after the last good one
         else:
@@ -429,6 +437,19 @@ class Trainer:
         for message in self._writer.take_messages() if self._writer is not None else ():
             self._decisions.record("checkpoints", {}, message)
         self._recorder.add_seconds("checkpoint", time.perf_counter() - start)
+        if self._publisher is not None:
+            self._publisher.committed(self.state)
+
+    def _finish_publishing(self) -> None:
+        if self._publisher is not None:
+            self._publisher.finish(self.state)
+            self._tell_of_publishing()
+
+    def _tell_of_publishing(self) -> None:
+        for is_for_user, line in () if self._publisher is None else self._publisher.take_messages():
+            self._decisions.record("publishing", {}, line)
+            if is_for_user:
+                self._on_message(line)
 
     def _settle(self) -> None:
         """Wait until the last checkpoint is complete."""
@@ -474,13 +495,20 @@ class Trainer:
                 self._settle()
             is_done = True
         finally:
-            self._close_writer()
+            self._close_writers()
             if self._shards is not None:
                 self._shards.close(wait=is_done)
             self.run_folder.unlock()
 
-    def _close_writer(self) -> None:
-        """End the threads that write checkpoints, also after an error; what is being written is completed."""
+    def _close_writers(self) -> None:
+        """End the threads that write checkpoints and publications, also after an error; what is being written is
+        completed."""
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            publisher.close()
+            for is_for_user, line in publisher.take_messages():
+                if is_for_user:
+                    self._on_message(line)
         writer, self._writer = self._writer, None
         try:
             if writer is not None:
@@ -527,6 +555,7 @@ class Trainer:
             where = f", in window {self.state.window.name}" if self.state.window else ""
             # Scripts look for "going on from checkpoint".
             self._tell(f"going on from checkpoint {self.state.checkpoint}, step {self.state.step}{where}")
+        self._start_publishing(snapshot)
         self._step.num_rows = self._process_group.share(self.state.rows.num_used)
         schedule = self.job.training.learning_rate_schedule
         for line in schedule_messages(schedule, self.state.schedule, self._step.num_rows):
@@ -545,6 +574,24 @@ class Trainer:
         if moved:
             self._tell(self.run_folder.describe_rewound(moved))
         self.run_folder.write_config(self.job.to_yaml())
+
+    def _start_publishing(self, snapshot: Snapshot | None) -> None:
+        config = self.job.training.publish
+        if config is None:
+            return
+        self._publisher = Publisher(
+            config,
+            PublicationFolder(RunFolder(self.job.run).publications, keep=config.keep),
+            self.components.model,
+            job=self.job.to_yaml(),
+            shape=self.components.shape,
+            process_group=self._process_group,
+            shards=None if self._shards is None else self._shards.publications,
+            return_rows=lambda: None if self._shards is None else self._shards.return_rows(),
+        )
+        self._publisher.resume(None if snapshot is None else snapshot.state)
+        for _, line in self._publisher.take_messages():
+            self._tell(line)
 
     def _unused_settings(self) -> list[str]:
         """Lines about settings of the job that have no effect, once stores are in place."""

@@ -11,12 +11,12 @@ from headrace.embeddings import TableConfig
 from headrace.embeddings.changes.chains import Chains
 from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.changes.merging import merge_segments
+from headrace.embeddings.changes.quantization import quantized, weights_of
 from headrace.embeddings.changes.segments import Segment, SegmentEntry, write_delta
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import TornCheckpoint
 from headrace.manifest import Manifest
 from headrace.publishing.publications import DENSE, Publication, PublicationFolder, segments_since
-from headrace.publishing.quantization import quantized, weights_of
 
 HEADER = TableGroupHeader.of([TableConfig(name="items", embedding_dim=2)], seed=3)
 

@@ -23,13 +23,17 @@ import numpy.typing as npt
 
 from headrace.embeddings.changes.key_log import COMPACT_ABOVE, KeyLog
 
-__all__ = ["BLOCK_ROWS", "CHECKPOINTS", "ChangeLog", "RowBlock"]
+__all__ = ["BLOCK_ROWS", "CHECKPOINTS", "PUBLICATIONS", "WRITERS", "ChangeLog", "RowBlock"]
 
 BLOCK_ROWS = 1 << 16
 """Rows per block: 4 MiB of weights at dim 16, small compared with a batch, large compared with the cost of a call."""
 
 CHECKPOINTS = "/checkpoints"
-"""The consumer that writes checkpoints. It is not saved: a loaded group is at the version of its checkpoint."""
+"""The consumer that writes checkpoints."""
+PUBLICATIONS = "/publications"
+"""The consumer that publishes rows to servers."""
+WRITERS = (CHECKPOINTS, PUBLICATIONS)
+"""Consumers that are part of a run. They are not saved: after loading, they say which version they have."""
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -149,10 +153,10 @@ class ChangeLog:
         self.cursors.pop(CHECKPOINTS, None)
         self._numbered_from = version
 
-    def mark_saved(self, version: int) -> None:
-        """Record that a checkpoint has all changes up to a version."""
-        if version >= self._numbered_from:
-            self.acknowledge(CHECKPOINTS, version)
+    def mark_saved(self, version: int, consumer: str = CHECKPOINTS) -> None:
+        """Record that one of `WRITERS` has written all changes up to a version."""
+        if consumer != CHECKPOINTS or version >= self._numbered_from:
+            self.acknowledge(consumer, version)
 
     def renumber(self, kept: Int64s) -> None:
         """Renumber rows after a compaction: row `kept[i]`, ascending, is now row i; all others are gone."""
@@ -163,7 +167,7 @@ class ChangeLog:
 
     def saved_cursors(self) -> tuple[dict[str, int], int]:
         """The cursors of a saved group, and its `removed_from`."""
-        cursors = {consumer: version for consumer, version in self.cursors.items() if consumer != CHECKPOINTS}
+        cursors = {consumer: version for consumer, version in self.cursors.items() if consumer not in WRITERS}
         return cursors, max(self.removed_from, self._removed.newest_until(_oldest(cursors)))
 
     def columns(self) -> Columns:

@@ -51,6 +51,11 @@ class SegmentFolder:
             self._unused.add(name)
         return name
 
+    def reserve_name(self, name: str) -> None:
+        """Keep a segment from elsewhere until `forget_name`, even if nothing names it yet."""
+        with self._lock:
+            self._unused.add(name)
+
     def forget_name(self, name: str) -> None:
         """Let `delete_unused` delete a file if no checkpoint names it."""
         with self._lock:

@@ -13,7 +13,7 @@ from headrace.embeddings.changes.segments import SegmentEntry
 from headrace.embeddings.shards.budgets import decide, unpack_demands
 from headrace.embeddings.shards.client import ShardClient
 from headrace.embeddings.shards.plan import PlanKind, make_plan
-from headrace.embeddings.shards.requests import OpenRequest
+from headrace.embeddings.shards.requests import Consumer, OpenRequest
 from headrace.embeddings.shards.security import ClientSecurity
 from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.stores.remote import RemoteStore, StoreOptions
@@ -267,34 +267,54 @@ class ShardGroup:
             for name, (spec, plan) in self._plans.items()
         }
 
-    def record_changes(self) -> None:
-        """Make every shard record changes, before the first step; called by one trainer."""
-        request = {"session": self.session, "client": self._client}
-        self._each(lambda _, client: client.act("record_changes", request))
-
-    def take_deltas(self, number: int, step: int, *, saved: int | None, everything: Sequence[str]) -> None:
-        """Make every shard copy what changed since a checkpoint; called by one trainer.
+    def record_changes(self, consumer: Consumer = "checkpoints", number: int | None = None) -> None:
+        """Make every shard record changes, before the first step; called by one trainer.
 
         Args:
-            number: Number of the checkpoint that the copies are for.
-            step: Step of the checkpoint; no trainer may request a later step meanwhile.
-            saved: The complete checkpoint that it continues; None to copy everything.
+            consumer: Who needs them.
+            number: The publication that has the state of now; None for checkpoints.
+        """
+        request = {"session": self.session, "consumer": consumer, "number": number, "client": self._client}
+        self._each(lambda _, client: client.act("record_changes", request))
+
+    def take_deltas(
+        self,
+        number: int,
+        step: int,
+        *,
+        saved: int | None,
+        everything: Sequence[str],
+        consumer: Consumer = "checkpoints",
+    ) -> None:
+        """Make every shard copy what changed since a checkpoint or a publication; called by one trainer.
+
+        Args:
+            number: Number of the one that the copies are for.
+            step: Its step; no trainer may request a later step meanwhile.
+            saved: The complete one that it continues; None to copy everything.
             everything: Table groups of which everything is copied in any case.
+            consumer: What the copies are for.
         """
         self._finish_evicting()
         request = {"session": self.session, "number": number, "step": step, "client": self._client}
-        request |= {"saved": saved, "everything": list(everything)}
+        request |= {"saved": saved, "everything": list(everything), "consumer": consumer}
         self._each(lambda _, client: client.act("take_deltas", request, timeout_s=3600))
 
     def write_deltas(
-        self, folder: str, names: Mapping[str, Sequence[str]], *, as_int8: bool
+        self,
+        folder: str,
+        names: Mapping[str, Sequence[str]],
+        *,
+        as_int8: bool,
+        consumer: Consumer = "checkpoints",
     ) -> dict[str, list[SegmentEntry]]:
         """Make every shard write its copies as segments; may be called from another thread than all other methods.
 
         Args:
-            folder: Name of the checkpoint's temporary folder within the checkpoint folder.
+            folder: Name of the temporary folder of the checkpoint or publication.
             names: For each table group, the name of the segment of each part.
             as_int8: Whether weights are stored as int8.
+            consumer: What the copies are for.
 
         Returns:
             For each table group, the segment of each part.
@@ -307,7 +327,8 @@ class ShardGroup:
         def write(shard: int, client: ShardClient) -> Any:
             mine = {name: [of_parts[part] for part in parts_of(shard, name)] for name, of_parts in names.items()}
             request = {"session": self.session, "folder": folder, "names": mine, "as_int8": as_int8}
-            return client.act("write_deltas", {**request, "client": self._client}, timeout_s=3600)
+            request |= {"consumer": consumer, "client": self._client}
+            return client.act("write_deltas", request, timeout_s=3600)
 
         found: dict[str, dict[int, SegmentEntry]] = {name: {} for name in names}
         for shard, answer in enumerate(self._each(write)):

@@ -26,6 +26,7 @@ __all__ = [
     "PROTOCOL",
     "AcknowledgeRequest",
     "ChangesRequest",
+    "Consumer",
     "EndWindowRequest",
     "Name",
     "OpenRequest",
@@ -41,7 +42,7 @@ __all__ = [
     "parse",
 ]
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Protocol version of streams and of `open`. Versions 1 and 2 did not send it in `open`; version 3 had no
 `lr_factor` in updates; version 4 had no `fetch` and `put`; in version 5 only a session with one trainer had them;
 version 6 had no budgets; version 7 had no deltas."""
@@ -68,6 +69,8 @@ MAX_SEEN_BYTES = 1 << 30
 MAX_LINE = 400
 """Maximum number of characters in an error, which may quote the request."""
 
+Consumer = Literal["checkpoints", "publications"]
+"""What changes are copied for; also the names of the folders in that of a run."""
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]+$")]
 TableGroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
@@ -129,22 +132,27 @@ class RecordChangesRequest(_Body):
 
     Attributes:
         session: Session, as in `open`.
+        consumer: Who needs them.
+        number: The publication that has the state of now; None for checkpoints, where it is the one of `open`.
         client: Client, as in `open`.
     """
 
     session: Name
+    consumer: Consumer = "checkpoints"
+    number: Annotated[int, Field(ge=1, le=MAX_CHECKPOINT)] | None = None
     client: Name | None = None
 
 
 class TakeDeltasRequest(_Body):
-    """Request to copy what changed, for a checkpoint.
+    """Request to copy what changed, for a checkpoint or a publication.
 
     Attributes:
         session: Session, as in `open`.
-        number: Number of the checkpoint.
-        step: Step of the checkpoint.
+        number: Its number.
+        step: Its step.
         saved: The complete checkpoint that it continues; None to copy everything.
         everything: Table groups of which everything is copied in any case.
+        consumer: What it is.
         client: Client, as in `open`.
     """
 
@@ -153,6 +161,7 @@ class TakeDeltasRequest(_Body):
     step: Step
     saved: Annotated[int, Field(ge=1, le=MAX_CHECKPOINT)] | None = None
     everything: Annotated[list[Name], Field(max_length=MAX_TABLE_GROUPS)] = []
+    consumer: Consumer = "checkpoints"
     client: Name | None = None
 
 
@@ -161,9 +170,10 @@ class WriteDeltasRequest(_Body):
 
     Attributes:
         session: Session, as in `open`.
-        folder: Name of the checkpoint's temporary folder.
+        folder: Name of the temporary folder of the checkpoint or publication.
         names: For each table group, the names of the segments of the shard's parts.
         as_int8: Whether weights are stored as int8.
+        consumer: For whom they were copied.
         client: Client, as in `open`.
     """
 
@@ -171,6 +181,7 @@ class WriteDeltasRequest(_Body):
     folder: Name
     names: dict[Name, list[Annotated[str, Field(pattern=f"^{SEGMENT_NAME}$", max_length=100)]]]
     as_int8: bool = False
+    consumer: Consumer = "checkpoints"
     client: Name | None = None
 
 

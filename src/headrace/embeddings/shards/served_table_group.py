@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Delta
-from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.changes.log import CHECKPOINTS, RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.budgets import Demands, check_budgets
 from headrace.embeddings.shards.merging import TrainerUpdate, join_keys, merge_updates
@@ -265,21 +265,22 @@ class ServedTableGroup:
         with self._at(step, "checkpoint"):
             return parts_of(self.rows, self.spec)
 
-    def record_changes(self) -> None:
+    def record_changes(self, consumer: str = CHECKPOINTS) -> None:
         """Record changes from now on, for `deltas`."""
         with self._changed:
-            self.rows.mark_saved(self.rows.version)
+            self.rows.mark_saved(self.rows.version, consumer)
 
-    def deltas(self, step: int, *, saved: int | None) -> list[Delta]:
-        """What changed in each of `parts` between a version that a checkpoint has and `step`; None for everything.
+    def deltas(self, step: int, *, saved: int | None, consumer: str = CHECKPOINTS) -> list[Delta]:
+        """What changed in each of `parts` between a version that one of `log.WRITERS` has written and `step`; None for
+        everything.
 
         Raises:
             ShardError: A later step is already applied.
         """
         with self._at(step, "checkpoint"):
             if saved is not None:
-                self.rows.mark_saved(saved)
-            return deltas_of(self.rows, self.spec, everything=saved is None)
+                self.rows.mark_saved(saved, consumer)
+            return deltas_of(self.rows, self.spec, everything=saved is None, consumer=consumer)
 
     def changes(self, since: int, step: int) -> list[RowBlock]:
         """Copies of the changes in this part of the group after a version, as of `step`.

@@ -61,8 +61,8 @@ ACTIONS = {
     "end_window": "End a window and evict ids by retention settings",
     "save": "Write this shard's part of a checkpoint",
     "record_changes": "Record changes since the checkpoint that the session began with",
-    "take_deltas": "Copy what changed since a checkpoint",
-    "write_deltas": "Write these copies as segments of a checkpoint",
+    "take_deltas": "Copy what changed since a checkpoint or a publication",
+    "write_deltas": "Write these copies as segments",
     "acknowledge": "Record that a consumer has all changes up to a version",
     "status": "Status of the shard",
 }
@@ -178,17 +178,19 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
             return {"files": self._shard.save(saved.session, saved.folder, saved.step, saved.client or peer)}
         if kind == "record_changes":
             recorded = RecordChangesRequest.from_json(kind, body)
-            self._shard.record_changes(recorded.session, recorded.client or peer)
+            self._shard.record_changes(recorded.session, recorded.consumer, recorded.number, recorded.client or peer)
             return {}
         if kind == "take_deltas":
             taken = TakeDeltasRequest.from_json(kind, body)
             who = taken.client or peer
-            self._shard.take_deltas(taken.session, taken.number, taken.step, taken.saved, taken.everything, who)
+            about = taken.number, taken.step, taken.saved, taken.everything
+            self._shard.take_deltas(taken.session, taken.consumer, *about, who)
             return {}
         if kind == "write_deltas":
             asked = WriteDeltasRequest.from_json(kind, body)
             who = asked.client or peer
-            written = self._shard.write_deltas(asked.session, asked.folder, asked.names, asked.as_int8, who)
+            about_files = asked.folder, asked.names, asked.as_int8
+            written = self._shard.write_deltas(asked.session, asked.consumer, *about_files, who)
             return {"segments": {name: [asdict(entry) for entry in entries] for name, entries in written.items()}}
         if kind == "acknowledge":
             known = AcknowledgeRequest.from_json(kind, body)

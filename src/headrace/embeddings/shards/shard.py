@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace.embeddings.changes.chains import read_chains
-from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.changes.log import CHECKPOINTS, PUBLICATIONS, RowBlock
 from headrace.embeddings.changes.segment_folder import SegmentFolder
 from headrace.embeddings.changes.segments import SegmentEntry
 from headrace.embeddings.shards.members import SessionMembers
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.plan import ShardingPlan
-from headrace.embeddings.shards.requests import OpenRequest
+from headrace.embeddings.shards.requests import Consumer, OpenRequest
 from headrace.embeddings.shards.served_table_group import EndedWindow, ServedTableGroup
 from headrace.embeddings.shards.step_merger import StepMerger
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part
@@ -35,6 +35,8 @@ from headrace.errors import CheckpointError, ShardError, ShardLost
 from headrace.files import map_array, writing
 
 __all__ = ["Shard", "part_folder", "saved_partition_count"]
+
+CURSORS: dict[Consumer, str] = {"checkpoints": CHECKPOINTS, "publications": PUBLICATIONS}
 
 PARTIAL = re.compile(r"\.[0-9]{8}\.[0-9]+\.partial")
 
@@ -65,8 +67,8 @@ class Shard:
         self._request: OpenRequest | None = None
         self._served: dict[str, ServedTableGroup] = {}
         self._members = SessionMembers(0)
-        self._saving = threading.Lock()
-        self._deltas = TakenDeltas(None, {})
+        self._saving: dict[Consumer, threading.Lock] = {each: threading.Lock() for each in CURSORS}
+        self._deltas: dict[Consumer, TakenDeltas] = {}
 
     def open(self, request: OpenRequest, client: str) -> dict[str, Any]:
         """Start a session, or join the current one.
@@ -97,7 +99,10 @@ class Shard:
                     group.close("another session has begun")
                 self._request, self._served = request, served
                 versions = {name: group.rows.version for name, group in served.items()}
-                self._deltas = TakenDeltas(request.checkpoint, versions)
+                self._deltas = {
+                    "checkpoints": TakenDeltas(request.checkpoint, versions),
+                    "publications": TakenDeltas(None, versions, only_rows=True),
+                }
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
             return {
@@ -171,7 +176,7 @@ class Shard:
         assert request is not None
         checkpoints = self._folder_of_checkpoints(folder)
         written = []
-        with self._saving:
+        with self._saving["checkpoints"]:
             for name, group in groups.items():
                 places = _part_folders(checkpoints / folder, name, request)
                 for place, columns in zip(places, group.parts(step), strict=True):
@@ -180,8 +185,14 @@ class Shard:
                     written += [str(file.relative_to(checkpoints / folder)) for file in files]
         return written
 
-    def record_changes(self, session: str, client: str) -> None:
+    def record_changes(self, session: str, consumer: Consumer, number: int | None, client: str) -> None:
         """Record changes from now on, so that the next checkpoint continues the one that the session began with.
+
+        Args:
+            session: Session, as in `open`.
+            consumer: Who needs them.
+            number: The publication that has the state of now; None for checkpoints.
+            client: Client, as in `open`.
 
         Raises:
             ShardError: The client is not a trainer of the session.
@@ -190,19 +201,30 @@ class Shard:
             groups = self._of_session(session)
             self._members.check(client, "record_changes")
         for group in groups.values():
-            group.record_changes()
+            group.record_changes(CURSORS[consumer])
+        if number is not None:
+            versions = {name: group.rows.version for name, group in groups.items()}
+            self._deltas[consumer] = TakenDeltas(number, versions, only_rows=consumer == "publications")
 
     def take_deltas(
-        self, session: str, number: int, step: int, saved: int | None, everything: Sequence[str], client: str
+        self,
+        session: str,
+        consumer: Consumer,
+        number: int,
+        step: int,
+        saved: int | None,
+        everything: Sequence[str],
+        client: str,
     ) -> None:
-        """Copy what changed in this shard's parts since a checkpoint, for `write_deltas`.
+        """Copy what changed in this shard's parts since a checkpoint or a publication, for `write_deltas`.
 
         A repeated call does nothing, in case the first answer was lost.
 
         Args:
             session: Session, as in `open`.
-            number: Number of the checkpoint that the copies are for.
-            step: Step of the checkpoint.
+            consumer: What the copies are for.
+            number: Its number.
+            step: Its step.
             saved: The complete checkpoint that it continues: that of the last call, or the one of `open`; None to copy
                 everything.
             everything: Table groups of which everything is copied in any case.
@@ -212,19 +234,22 @@ class Shard:
             ShardError: A later step is applied, or the client is not a trainer of the session.
         """
         with self._lock:
-            groups, deltas = self._of_session(session), self._deltas
+            groups, deltas = self._of_session(session), self._deltas[consumer]
             self._members.check(client, "take_deltas")
-        with self._saving:
+        with self._saving[consumer]:
             for name, group in groups.items():
                 if deltas.number(name) != number:
-                    deltas.put(
-                        name,
-                        number,
-                        group.deltas(step, saved=None if name in everything else deltas.version(name, saved)),
-                    )
+                    version = None if name in everything else deltas.version(name, saved)
+                    deltas.put(name, number, group.deltas(step, saved=version, consumer=CURSORS[consumer]))
 
     def write_deltas(
-        self, session: str, folder: str, names: Mapping[str, Sequence[str]], as_int8: bool, client: str
+        self,
+        session: str,
+        consumer: Consumer,
+        folder: str,
+        names: Mapping[str, Sequence[str]],
+        as_int8: bool,
+        client: str,
     ) -> dict[str, list[SegmentEntry]]:
         """Write the copies of `take_deltas` as segments, and the columns that are not by key into a checkpoint.
 
@@ -232,7 +257,8 @@ class Shard:
 
         Args:
             session: Session, as in `open`.
-            folder: Name of the checkpoint's temporary folder within the checkpoint folder.
+            consumer: What the copies are for.
+            folder: Name of its temporary folder, within the checkpoint folder or the folder of publications beside it.
             names: File names of the segments of each table group, one for each part.
             as_int8: Whether weights are stored as int8.
             client: Client, as in `open`.
@@ -246,25 +272,26 @@ class Shard:
             CheckpointError: The files cannot be written.
         """
         with self._lock:
-            groups, request, deltas = self._of_session(session), self._request, self._deltas
+            groups, request, deltas = self._of_session(session), self._request, self._deltas[consumer]
             self._members.check(client, "write_deltas")
         assert request is not None
-        checkpoints = self._folder_of_checkpoints(folder)
+        root = self._folder_of_checkpoints(folder, consumer)
         if {*names} != {*groups}:
             raise ShardError(f"write_deltas: names of {', '.join(names)}, expected {', '.join(groups)}")
-        with self._saving:
+        with self._saving[consumer]:
             for name in groups:
-                places = _part_folders(checkpoints / folder, name, request)
-                deltas.write(name, places, SegmentFolder(checkpoints).place(name), names[name], as_int8=as_int8)
+                places = _part_folders(root / folder, name, request)
+                deltas.write(name, places, SegmentFolder(root).place(name), names[name], as_int8=as_int8)
         return {name: deltas.entries(name) for name in groups}
 
-    def _folder_of_checkpoints(self, folder: str) -> Path:
-        """The folder of checkpoints, which has the temporary folder of a checkpoint."""
+    def _folder_of_checkpoints(self, folder: str, consumer: Consumer = "checkpoints") -> Path:
+        """The folder of checkpoints or publications, which has a temporary folder."""
         if self.checkpoints is None:
             raise ShardError("save: this shard has no folder of checkpoints; start it with --checkpoints DIR or a job")
-        if not PARTIAL.fullmatch(folder) or not (self.checkpoints / folder).is_dir():
-            raise ShardError(f"save: {folder}: expected a checkpoint being written in {self.checkpoints}")
-        return self.checkpoints
+        root = self.checkpoints if consumer == "checkpoints" else self.checkpoints.parent / consumer
+        if not PARTIAL.fullmatch(folder) or not (root / folder).is_dir():
+            raise ShardError(f"save: {folder}: expected a {consumer[:-1]} being written in {root}")
+        return root
 
     def changes(self, session: str, table_group: str, since: int, step: int, client: str) -> list[RowBlock]:
         """`ServedTableGroup.changes` of a table group, for clients of the session."""

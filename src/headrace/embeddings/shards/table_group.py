@@ -135,9 +135,9 @@ def parts_of(rows: TableGroup, spec: TableGroupSpec) -> list[Columns]:
     return [to_part(state, replace(TableGroupHeader.read(state), tables=spec.header().tables))]
 
 
-def deltas_of(rows: TableGroup, spec: TableGroupSpec, *, everything: bool) -> list[Delta]:
+def deltas_of(rows: TableGroup, spec: TableGroupSpec, *, everything: bool, consumer: str) -> list[Delta]:
     """What changed in the rows of a shard since `mark_saved`, for each of `parts_of`."""
-    deltas = rows.deltas(everything=everything)
+    deltas = rows.deltas(everything=everything, consumer=consumer)
     if isinstance(rows, PartitionedTableGroup):
         return deltas
     header = replace(TableGroupHeader.read(deltas[0].whole), tables=spec.header().tables)

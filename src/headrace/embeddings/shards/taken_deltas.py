@@ -1,11 +1,13 @@
-"""`TakenDeltas`: what a shard has copied for the next checkpoint, until it is written."""
+"""`TakenDeltas`: what a shard has copied for the next checkpoint or publication, until it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.embeddings.changes.delta import Delta
+from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.changes.segments import SegmentEntry, write_delta
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError
@@ -18,13 +20,15 @@ class TakenDeltas:
     """The deltas of a shard's parts of each table group. Not thread-safe.
 
     Args:
-        checkpoint: The checkpoint that the session began with.
+        saved: The checkpoint that the session began with, or the publication that has the same rows.
         versions: Versions of the table groups in it.
+        only_rows: Whether rows are for publications, where int8 has columns of its own, see `quantized`.
     """
 
-    def __init__(self, checkpoint: int | None, versions: Mapping[str, int]) -> None:
-        self._numbers = dict.fromkeys(versions, checkpoint)
-        self._versions = dict(versions)
+    def __init__(self, saved: int | None, versions: Mapping[str, int], *, only_rows: bool = False) -> None:
+        self._only_rows = only_rows
+        self._numbers = dict.fromkeys(versions, saved)
+        self._versions: dict[str, dict[int | None, int]] = {name: {saved: each} for name, each in versions.items()}
         self._deltas: dict[str, list[Delta]] = {}
         self._entries: dict[str, list[SegmentEntry]] = {}
 
@@ -32,14 +36,19 @@ class TakenDeltas:
         """The checkpoint for which a table group was copied last."""
         return self._numbers[table_group] if table_group in self._deltas or table_group in self._entries else None
 
-    def version(self, table_group: str, checkpoint: int | None) -> int | None:
-        """Version of a table group in a checkpoint, if it is the last one."""
-        is_last = checkpoint is not None and self._numbers[table_group] == checkpoint
-        return self._versions[table_group] if is_last else None
+    def version(self, table_group: str, saved: int | None) -> int | None:
+        """Version of a table group in a complete checkpoint, of which later ones may not have been completed; None if
+        it is not known."""
+        if saved is None:
+            return None
+        known = self._versions[table_group]
+        self._versions[table_group] = {number: each for number, each in known.items() if (number or 0) >= saved}
+        return known.get(saved)
 
     def put(self, table_group: str, number: int, deltas: list[Delta]) -> None:
         """Keep the copies of a table group for a checkpoint."""
-        self._numbers[table_group], self._versions[table_group] = number, deltas[0].version
+        self._numbers[table_group] = number
+        self._versions[table_group][number] = deltas[0].version
         self._deltas[table_group] = deltas
         self._entries.pop(table_group, None)
 
@@ -70,6 +79,8 @@ class TakenDeltas:
                 write_columns(delta.whole, folder)
             number = self._numbers[table_group]
             assert number is not None
+            if as_int8 and self._only_rows:
+                delta = replace(delta, rows=quantized(delta.rows))
             entries.append(write_delta(segments / name, delta, first=number, as_int8=as_int8))
         self._entries[table_group] = entries
         del self._deltas[table_group]

@@ -303,6 +303,15 @@ class BudgetedTableGroup(TableGroup):
     def _check_size(self) -> None:
         assert self.num_bytes <= self.plan.budget_bytes, f"{self.num_bytes} bytes of {self.plan.budget_bytes}"
 
+    def _readable_rows(self, since: int, removed: tuple[npt.NDArray[np.int32], Int64s]) -> Int64s:
+        """See `TableGroup`. Ids of a fixed set have rows that were never updated; others would read shared rows."""
+        changed = self._changed_rows(since)
+        if since == 0:
+            return np.union1d(changed, self.retention.index.rows())
+        keys = Keys(*removed, np.zeros(len(removed[1]), dtype=np.int32))
+        kept = self.retention.index.resolve(keys)  # of ids that lost what they learned, but have a row at once again
+        return np.union1d(changed, kept[kept != 0])
+
     def _columns_of_policy(self) -> Columns:
         return self.retention.columns()
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from headrace.embeddings.changes.delta import Delta
-from headrace.embeddings.changes.log import RowBlock
+from headrace.embeddings.changes.log import CHECKPOINTS, RowBlock
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.shards.plan import ShardingPlan
 from headrace.embeddings.storage.protocol import MakeStorage, RowStorage
@@ -182,14 +182,19 @@ class PartitionedTableGroup(TableGroup):
         for group in self._groups:
             group.acknowledge(consumer, version)
 
-    def deltas(self, *, everything: bool = False) -> list[Delta]:
-        """See `TableGroup.deltas`."""
-        return [group.delta(everything=everything) for group in self._groups]
+    @property
+    def num_parts(self) -> int:
+        """See `TableGroup.num_parts`."""
+        return len(self._groups)
 
-    def mark_saved(self, version: int) -> None:
+    def deltas(self, *, everything: bool = False, consumer: str = CHECKPOINTS) -> list[Delta]:
+        """See `TableGroup.deltas`."""
+        return [group.delta(everything=everything, consumer=consumer) for group in self._groups]
+
+    def mark_saved(self, version: int, consumer: str = CHECKPOINTS) -> None:
         """See `TableGroup.mark_saved`."""
         for group in self._groups:
-            group.mark_saved(version)
+            group.mark_saved(version, consumer)
 
     def states(self, keys: Keys) -> KeyStates:
         """Refused, see `BudgetedTableGroup.states`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.embeddings.changes.delta import Delta
-from headrace.embeddings.changes.log import BLOCK_ROWS, CHECKPOINTS, ChangeLog, RowBlock
+from headrace.embeddings.changes.log import BLOCK_ROWS, CHECKPOINTS, PUBLICATIONS, WRITERS, ChangeLog, RowBlock
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.optimizers import build_optimizer
@@ -247,8 +247,8 @@ class TableGroup:
             HeadraceError: The group has not reached that version yet, or there are too many consumers.
         """
         cursors = self.changelog.cursors
-        if consumer == CHECKPOINTS:
-            raise HeadraceError(f"acknowledge: consumer: given {consumer}, the name of the writer of checkpoints")
+        if consumer in WRITERS:
+            raise HeadraceError(f"acknowledge: consumer: given {consumer}, the name of a writer of the run itself")
         if not 0 <= version <= self.version:
             raise HeadraceError(
                 f"acknowledge: version: given {version}, expected 0 to {self.version}, the table group's"
@@ -257,19 +257,26 @@ class TableGroup:
             raise HeadraceError(f"acknowledge: consumer: given a new one, expected at most {MAX_CONSUMERS} consumers")
         self.changelog.acknowledge(consumer, version)
 
-    def delta(self, *, everything: bool = False) -> Delta:
+    def delta(self, *, everything: bool = False, consumer: str = CHECKPOINTS) -> Delta:
         """Copies of all changes since `mark_saved`, or of everything if that was never called or if asked for.
 
         From the first call on, changes are recorded, so that the cost is proportional to the number of changed rows,
         evicted ids and ids whose count changed.
+
+        Args:
+            everything: Whether to copy everything.
+            consumer: One of `WRITERS`; for publications, the delta has what a reader needs: of `rows` the weights, of
+                `whole` the header, and nobody waits.
         """
-        since = 0 if everything else self.changelog.cursors.get(CHECKPOINTS, 0)
-        if since == 0:
-            self.mark_saved(self.version)  # of no use if the writer fails, which then asks for everything again
-        rows = self.storage.fastest_order(self._changed_rows(since))
-        tables, ids = self.index.owners(rows)
+        since = 0 if everything else self.changelog.cursors.get(consumer, 0)
+        if since == 0:  # of no use if the writer fails, which then asks for everything again
+            self.mark_saved(self.version, consumer)
         removed = self.changelog.removed_since(since) if since else (np.empty(0, np.int32), np.empty(0, np.int64))
         assert removed is not None
+        if consumer == PUBLICATIONS:
+            return self._published(since, removed)
+        rows = self.storage.fastest_order(self._changed_rows(since))
+        tables, ids = self.index.owners(rows)
         return Delta(
             since,
             self.version,
@@ -279,13 +286,33 @@ class TableGroup:
             {"header": self._header().to_column(), **self.changelog.columns(), **self._columns_of_policy()},
         )
 
-    def deltas(self, *, everything: bool = False) -> list[Delta]:
-        """The delta of each part that is saved apart: this group, or each of its partitions."""
-        return [self.delta(everything=everything)]
+    @property
+    def num_parts(self) -> int:
+        """Number of parts that are saved apart."""
+        return 1
 
-    def mark_saved(self, version: int) -> None:
-        """Record that a checkpoint has all changes up to a version."""
-        self.changelog.mark_saved(version)
+    def deltas(self, *, everything: bool = False, consumer: str = CHECKPOINTS) -> list[Delta]:
+        """The delta of each part that is saved apart: this group, or each of its partitions."""
+        return [self.delta(everything=everything, consumer=consumer)]
+
+    def _published(self, since: int, removed: tuple[Int32s, Int64s]) -> Delta:
+        """The delta of what readers need."""
+        rows = self.storage.fastest_order(self._readable_rows(since, removed))
+        tables, ids = self.index.owners(rows)
+        weights = self.storage.columns(rows)["weights"]
+        nobody: Columns = {"tables": np.empty(0, np.int32), "ids": np.empty(0, np.int64)}
+        return Delta(
+            since,
+            self.version,
+            {"tables": removed[0], "ids": removed[1]},
+            {"tables": tables, "ids": ids, "weights": weights},
+            nobody,
+            {"header": self._header().to_column()},
+        )
+
+    def mark_saved(self, version: int, consumer: str = CHECKPOINTS) -> None:
+        """Record that one of the run's writers, see `WRITERS`, has written all changes up to a version."""
+        self.changelog.mark_saved(version, consumer)
 
     def start_at(self, *, step: int, version: int, window_starts: Sequence[int]) -> None:
         """Continue the numbers of another group, whose rows come later, see `set_states`."""
@@ -424,6 +451,10 @@ class TableGroup:
             rows = self.metadata.updated_rows()
             rows = rows[versions[rows] > since]
         return rows
+
+    def _readable_rows(self, since: int, removed: tuple[Int32s, Int64s]) -> Int64s:
+        """Rows that read something else than at a version, ascending, and than rows of removed keys."""
+        return self._changed_rows(since)
 
     def _record_waiting(self, keys: Keys) -> None:
         self.changelog.record_waiting(self.version, keys.tables, keys.ids)
