@@ -37,6 +37,7 @@ from headrace.placement.samples.packed_samples import (
 )
 from headrace.placement.samples.planning import SamplePlanner, ToldBatch, row_prices
 from headrace.placement.samples.sample_keys import SampleKeys
+from headrace.publishing.warm_up import warm_up_replica
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.dense_optimizer import eager
@@ -65,6 +66,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups["samples"] = _place_samples_once
     groups["storage"] = _use_files_once
     groups["checkpoints"] = _restore_once
+    groups["replica"] = warm_up_replica
     groups["metrics"] = _score_once
     return groups
 

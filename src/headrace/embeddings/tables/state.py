@@ -48,6 +48,8 @@ class TableGroupHeader:
         removed_from: See `ChangeLog`.
         retention: Budget of all partitions and retention policy; None without a budget.
         partition: Which partition of the ids this is, see `Partition.to_dict`; None if there are no others.
+        admission_counts: Occurrence at which an id of each collisionless table gets its row; with 0, ids without a row
+            read initial values. It may change between jobs. Empty in states of earlier releases.
     """
 
     tables: list[dict[str, Any]]
@@ -60,6 +62,7 @@ class TableGroupHeader:
     removed_from: int = 0
     retention: str | None = None
     partition: Mapping[str, Any] | None = None
+    admission_counts: Sequence[int] = ()
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -77,7 +80,8 @@ class TableGroupHeader:
             }
             for table in tables
         ]
-        return cls(described, dim_of_tables(tables), seed)
+        counts = [table.admission_count for table in tables]
+        return cls(described, dim_of_tables(tables), seed, admission_counts=counts)
 
     @classmethod
     def read(cls, state: Columns) -> TableGroupHeader:
