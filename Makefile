@@ -8,15 +8,17 @@ export HEADRACE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data
 # Modules are compiled when first imported, also where the environment says otherwise: tests start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types install peers clean clean-kernels
+.PHONY: demo test pytest lint types install peers clean clean-kernels
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.kernels
 	$(BIN)/headrace demo
 
-# Types are checked while kernels compile, as neither keeps two cores busy to its end.
+# Types are checked while kernels compile and tests run, for nothing else keeps two cores busy to its end.
 test: $(VENV)/.installed-test
-	$(MAKE) --jobs=2 $(VENV)/.kernels lint types
+	$(MAKE) --jobs=3 lint pytest types
+
+pytest: $(VENV)/.installed-test $(VENV)/.kernels
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed-test

@@ -59,6 +59,8 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     for config in MODELS:
         groups[f"model ({config.kind})"] = partial(_step_in_each_precision, config)
     groups["embeddings (budget)"] = _train_under_a_budget_once
+    for rows in ("bf16", "int8"):  # fp16 has the kernels of bf16
+        groups[f"embeddings ({rows})"] = partial(_train_rows_once, rows)
     groups["index"] = _grow_index_once
     groups["shards"] = warm_up_shard
     groups["keys"] = _find_keys_once
@@ -194,6 +196,17 @@ def _train_once(optimizer: str, kind: str) -> None:
     with torch.inference_mode():
         bags.eval()(batch)
     EmbeddingBags(config, names, 8, seed=0).table_group.load_state_dict(bags.table_group.state_dict())  # type: ignore[union-attr]
+
+
+def _train_rows_once(rows: str) -> None:
+    """Run a step of a table group with rows in a format."""
+    values = {"name": "warm up", "num_embeddings": 64, "embedding_dim": 8, "rows": rows}
+    table = TableConfig.from_dict(values, where="warm up")
+    group = TableGroup([table], seed=0)
+    keys = Keys(np.zeros(4, np.int32), np.arange(4), np.ones(4, np.int32))
+    group.read(keys)
+    group.update(keys, np.zeros((4, 8), np.float32))
+    TableGroup([table], seed=0).load_state_dict(group.state_dict())
 
 
 def _train_under_a_budget_once() -> None:
