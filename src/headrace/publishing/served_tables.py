@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Columns
+from headrace.embeddings.changes.quantization import weights_of
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError
-from headrace.publishing.quantization import weights_of
 from headrace.publishing.row_reader import RowReader
 from headrace.publishing.versioned_rows import RowArrays, VersionedRows
 

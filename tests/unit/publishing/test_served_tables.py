@@ -12,10 +12,10 @@ import pytest
 
 from headrace.embeddings import EmbeddingsConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.changes.delta import Columns, Delta
+from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.tables.make_group import make_table_group
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError
-from headrace.publishing.quantization import quantized
 from headrace.publishing.served_tables import ServedTables, ServedVersion
 
 DIM = 4
