@@ -368,6 +368,19 @@ def _widen(index: HashTable, segment: int, value: int) -> None:
 
 
 @kernel()
+def prefetch_run(index: HashTable, hashed: np.uint64) -> None:
+    """Prefetch what `erase` reads: the records of the slots from the first one of a key to the next free one."""
+    segment = _segment_of(index, hashed)
+    begin, at, bits = segment * index.segment_slots, _home(hashed, index.segment_slots), _bits_of(index, segment)
+    for _ in range(index.segment_slots):
+        slot = load32(index.slots + 4 * (begin + at))
+        if slot == 0:
+            break
+        prefetch_record(index, _value_in(slot, bits))
+        at = at + 1 if at + 1 < index.segment_slots else np.int64(0)
+
+
+@kernel()
 def erase(index: HashTable, slot: int, hashed: np.uint64) -> None:
     """Free the slot of a key, and shift later ones back (Knuth, The Art of Computer Programming 3, 6.4, R)."""
     size, segment = index.segment_slots, _segment_of(index, hashed)

@@ -41,6 +41,7 @@ from headrace.embeddings.tables.index.hash_table import (
     num_slots_of,
     place_of,
     prefetch_record,
+    prefetch_run,
     prefetch_slot,
     probe,
     set_owner,
@@ -388,6 +389,8 @@ def _replace(
             old_tables[i], old_ids[i] = key_of(index, value_of(rows[i] - first_row, False))
             old_hashes[i - begin] = hash_of(index, old_tables[i], old_ids[i])
             prefetch_slot(index, old_hashes[i - begin])
+        for i in range(begin, end):
+            prefetch_run(index, old_hashes[i - begin])
         for i in range(begin, end):
             slot, _ = probe(index, old_hashes[i - begin], old_tables[i], old_ids[i])
             erase(index, slot, old_hashes[i - begin])
