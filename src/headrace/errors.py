@@ -11,6 +11,7 @@ HeadraceError
 ├── StorageError         a file cannot be written
 ├── ShardError           a shard refused a request
 │   └── ShardLost             a shard is gone, or has forgotten this training; names it
+├── PublishingError      a server of publications refused a request, or cannot be reached
 └── MissingExtra         an optional dependency is not installed (also an ImportError)
 """
 
@@ -22,6 +23,7 @@ __all__ = [
     "HeadraceError",
     "MissingExtra",
     "PipelineError",
+    "PublishingError",
     "ShardError",
     "ShardLost",
     "StorageError",
@@ -49,6 +51,10 @@ class ErrorBudgetExceeded(DataError):
 
 class PipelineError(HeadraceError):
     """A pipeline stage failed; names the stage and the rows it was processing."""
+
+
+class PublishingError(HeadraceError):
+    """A server of publications refused a request, or cannot be reached; names it."""
 
 
 class CheckpointError(HeadraceError):

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from headrace.embeddings.shards.flight import BROKEN, first_line, location
 from headrace.embeddings.shards.security import ClientSecurity, split_address
 from headrace.embeddings.shards.wire import ReplyHeader, StreamHeader
 from headrace.errors import CheckpointError, HeadraceError, ShardError, ShardLost
@@ -25,8 +26,6 @@ Answer = tuple[pa.RecordBatch | None, ReplyHeader]
 BULK_CALLS = ("put",)
 """Calls with a connection of their own: a put is as large as the rows that return, and what is sent after it on the
 same connection, such as a request for rows that a step waits for, would wait until it is through."""
-
-BROKEN = fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError
 
 ERRORS = {error.__name__: error for error in (ShardError, ShardLost, CheckpointError)}
 
@@ -92,8 +91,7 @@ class ShardClient:
         self.retries = 0
         self._timeout_s = timeout_s
         self._retry_s = retry_s
-        scheme = "grpc" if security.authority is None else "grpc+tls"
-        self._location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        self._location = location(host, port, is_secure=security.authority is not None)
         self._authority = security.authority
         headers = [] if security.token is None else [(b"authorization", f"Bearer {security.token}".encode())]
         self._headers = headers
@@ -209,9 +207,9 @@ class ShardClient:
     def _named(self, error: pa.ArrowException) -> HeadraceError:
         """Convert the error of a call to one of headrace's errors."""
         if isinstance(error, BROKEN):
-            return ShardLost(f"{self.name}: cannot be reached: {_first_line(error)}")
+            return ShardLost(f"{self.name}: cannot be reached: {first_line(error)}")
         kind = ERRORS.get(bytes(getattr(error, "extra_info", b"") or b"").decode(), ShardError)
-        return kind(f"{self.name}: {_first_line(error)}")
+        return kind(f"{self.name}: {first_line(error)}")
 
     def _forget_idle(self) -> None:
         """Discard idle streams, because the streams of a broken connection are broken too."""
@@ -277,9 +275,3 @@ class _Watch:
                     self._changed.wait(min((d - now for d, _ in self._marks.values()), default=None))
             for call in calls:
                 call()
-
-
-def _first_line(error: Exception) -> str:
-    """The shard's error message without gRPC's additions."""
-    text = str(error).split(". gRPC client debug context")[0].split("\n")[0]
-    return text.removeprefix("Flight error: ").split(". Detail: ")[0]

@@ -72,8 +72,13 @@ class ClientSecurity:
     token: str | None = field(default=None, repr=False)
     authority: bytes | None = None
 
-    def check(self, host: str) -> None:
+    def check(self, host: str, *, who: str = "shard", key: str = "cluster.tls_authority") -> None:
         """Check that a token and rows are not sent unencrypted to other machines.
+
+        Args:
+            host: The server's host.
+            who: What it is, and
+            key: the setting of the authority, for the message.
 
         Raises:
             ConfigError: Token or authority is missing, or the authority cannot be used.
@@ -81,7 +86,7 @@ class ClientSecurity:
         if self.authority is not None:
             _check_authority(self.authority)
         if not is_loopback(host) and (self.token is None or self.authority is None):
-            raise ConfigError(f"shard {host}: is not on this machine and needs a token and cluster.tls_authority")
+            raise ConfigError(f"{who} {host}: is not on this machine and needs a token and {key}")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -106,15 +111,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(path: str | Path | None) -> str | None:
+def read_token(path: str | Path | None, variable: str = TOKEN_VARIABLE) -> str | None:
     """Read the token from a file or the environment; None if there is neither.
 
     Raises:
         ConfigError: The token is too short, or cannot be sent in a header.
     """
-    where = path or TOKEN_VARIABLE
+    where = path or variable
     try:
-        token = os.environ.get(TOKEN_VARIABLE) if path is None else Path(path).read_text(encoding="utf-8")
+        token = os.environ.get(variable) if path is None else Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not text, expected a token in one line") from error
     token = None if token is None else token.strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.flight as fl
 
 from headrace.embeddings.changes.row_blocks import block_schema, pack_block
 from headrace.embeddings.shards.budgets import pack_demands
+from headrace.embeddings.shards.flight import TokenCheck, as_flight_errors, flight_error, location
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.precision import Precision, decode, encode
 from headrace.embeddings.shards.requests import (
@@ -52,7 +52,7 @@ from headrace.embeddings.shards.wire import (
     rows_schema,
     update_schema,
 )
-from headrace.errors import ConfigError, HeadraceError, ShardError
+from headrace.errors import ConfigError, ShardError
 
 __all__ = ["ACTIONS", "ShardServer"]
 
@@ -104,18 +104,17 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         self._shard = shard
         self._threads = threads
         self._max_keys = max_keys
-        scheme = "grpc" if security.key is None else "grpc+tls"
-        location = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        where = location(host, port, is_secure=security.key is not None)
         certificates = None if security.key is None else [(security.certificate, security.key)]
-        middleware = {"token": _TokenCheck(security)}
+        middleware = {"token": TokenCheck(security)}
         try:
-            super().__init__(location, tls_certificates=certificates, middleware=middleware)
+            super().__init__(where, tls_certificates=certificates, middleware=middleware)
         except pa.ArrowException as error:
             raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Serve a stream of requests of one kind until the trainer closes it."""
-        with _as_flight_errors():
+        with as_flight_errors(ShardError):
             header = StreamHeader.from_json(descriptor.command)
             call, precision = header.check()
             numba.set_num_threads(self._threads)  # applies to this thread only
@@ -134,7 +133,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
 
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """Run one of `ACTIONS`; body and answer are JSON."""
-        with _as_flight_errors():
+        with as_flight_errors(ShardError):
             answer = self._act(action.type, action.body.to_pybytes(), context.peer())
             return [fl.Result(pa.py_buffer(json.dumps(answer).encode()))]
 
@@ -145,7 +144,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
     def do_get(self, context: Any, ticket: Any) -> Any:
         """Stream the changes in this shard's part of a table group after a version, as blocks of rows, or the set of
         the keys that have a state here, as one block."""
-        with _as_flight_errors():
+        with as_flight_errors(ShardError):
             if parse("ticket", ticket.ticket, Ticket.model_validate_json).what == "seen_keys":
                 return self._seen_keys(SeenKeysRequest.from_json("seen_keys", ticket.ticket))
             asked = ChangesRequest.from_json("changes", ticket.ticket)
@@ -160,7 +159,7 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Not part of the protocol; always refused."""
-        raise _flight_error(ShardError("do_put: a shard takes no tables; update with do_exchange"))
+        raise flight_error(ShardError("do_put: a shard takes no tables; update with do_exchange"))
 
     def _act(self, kind: str, body: bytes, peer: str) -> Any:
         if kind == "open":
@@ -285,34 +284,6 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
     def _check_num_keys(self, num_keys: int) -> None:
         if num_keys > self._max_keys:
             raise ShardError(f"request: {num_keys} keys, expected at most {self._max_keys}")
-
-
-class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
-    def __init__(self, security: ServerSecurity) -> None:
-        self._security = security
-
-    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
-        if not self._security.accepts(headers.get("authorization", [""])[0]):
-            raise fl.FlightUnauthenticatedError("the token is missing or wrong")
-
-
-@contextmanager
-def _as_flight_errors() -> Iterator[None]:
-    """Convert every error to one line for the client. Unexpected errors end the request, not the shard."""
-    try:
-        yield
-    except HeadraceError as error:
-        raise _flight_error(error) from error
-    except fl.FlightError:  # the connection broke
-        raise
-    except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise _flight_error(ShardError(f"request: {line[:MAX_LINE]}")) from error
-
-
-def _flight_error(error: HeadraceError) -> fl.FlightError:
-    """A Flight error with the kind of error and its line."""
-    return fl.FlightServerError(str(error), extra_info=type(error).__name__.encode())
 
 
 def _check_schema(given: pa.Schema, expected: pa.Schema) -> None:
