@@ -251,18 +251,26 @@ class PublicationFolder:
         with self._lock:
             versions = self.versions()
             for version in versions[: -self.keep]:
-                self._chains.pop(version, None)
-                hidden = self.path / f".{version:08d}.gone"
-                try:
-                    self.place(version).rename(hidden)  # at once, for other processes
-                except OSError:
-                    continue
-                shutil.rmtree(hidden, ignore_errors=True)
+                self._remove(version)
             try:
                 chains = [self._chains_of(version) for version in versions[-self.keep :]]
             except CheckpointError:
                 return  # nobody knows what a damaged manifest names
             self.segments.delete_unused(chains)
+
+    def _remove(self, version: int) -> None:
+        self._chains.pop(version, None)
+        hidden = self.path / f".{version:08d}.gone"
+        try:
+            self.place(version).rename(hidden)  # at once, for other processes
+        except OSError:
+            return
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def remove(self, version: int) -> None:
+        """Take a version out, for example because it is damaged; its segments stay until the next one is added."""
+        with self._lock:
+            self._remove(version)
 
     def sweep(self) -> None:
         """Remove what killed writers left; for the process that writes."""

@@ -1,0 +1,345 @@
+"""Replicas: they converge to the trainer's rows over sources that die or are damaged, and can be rolled back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from headrace.embeddings import Keys, TableConfig, TableGroup
+from headrace.embeddings.changes.chains import Chains
+from headrace.embeddings.changes.growing_chains import GrowingChains
+from headrace.embeddings.changes.segments import write_delta
+from headrace.embeddings.tables.state import TableGroupHeader
+from headrace.errors import HeadraceError
+from headrace.publishing.client import ServerStatus
+from headrace.publishing.guard import GuardLimits
+from headrace.publishing.publications import DENSE, Publication, PublicationFolder
+from headrace.publishing.replica import Replica
+
+GROUP, NUM_IDS = "items", 80
+
+
+class Publisher:
+    """Publishes a table group that is trained and loses ids, and keeps what was read at each version."""
+
+    def __init__(self, path: Path, *, keep: int = 100, seed: int = 0, lineage: str = "a") -> None:
+        self.group = TableGroup([TableConfig(name="items", embedding_dim=2)], seed=3)
+        self.folder = PublicationFolder(path, keep=keep)
+        self.expected: dict[int, Any] = {}
+        self._chains = GrowingChains(self.folder.segments, "auto")
+        self._rng, self._lineage, self.version = np.random.default_rng(seed), lineage, 0
+
+    def publish(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.version += 1
+            ids = np.sort(self._rng.choice(NUM_IDS, 20, replace=False))
+            gradients = self._rng.standard_normal((20, 2)).astype(np.float32)
+            self.group.update(Keys(np.zeros(20, np.int32), ids, np.ones(20, np.int32)), gradients)
+            self.group.evict(keys_of(np.sort(self._rng.choice(NUM_IDS, 5, replace=False))))
+            self._write()
+            self.expected[self.version] = self.group.read(every_key()).copy()
+
+    def _write(self) -> None:
+        version, segments = self.version, self.folder.segments
+        name = segments.new_name(version, version)
+
+        def write(place: Path) -> Publication:
+            delta = self.group.delta(everything=not self._chains.has_base(GROUP))
+            entry = write_delta(segments.place(GROUP) / name, delta, first=version)
+            self.group.mark_saved(self.group.version)
+            save_file({"bias": np.full(1, version, np.float32)}, place / DENSE)
+            chains: Chains = self._chains.continued({GROUP: [entry]})
+            header = TableGroupHeader.read(delta.whole)
+            return Publication(version, self._lineage, version, 1.5 * version, 20, {GROUP: (header,)}, chains)
+
+        self._chains.has_written(self.folder.add(version, write).chains)
+        segments.forget_name(name)
+        while plan := self._chains.next_merge():
+            self._chains.replace(plan[0], plan[1], self._chains.merge(plan[0], plan[1]))
+
+
+class FolderSource:
+    """Serves a folder, and fails as told: `is_up`, bytes until it dies, and a change of what it sends."""
+
+    def __init__(self, folder: PublicationFolder, address: str) -> None:
+        self.folder, self.address = folder, address
+        self.is_up, self.bytes_left = True, 1 << 40
+        self.change: Callable[[str, bytes], bytes] = lambda name, data: data
+        self.read_names: list[str] = []
+
+    def wait(self, after: int, *, timeout_s: float = 0.0) -> ServerStatus:
+        self._check()
+        versions = self.folder.versions()
+        return ServerStatus(max(versions, default=0), tuple(versions))
+
+    def manifest(self, version: int) -> bytes:
+        self._check()
+        try:
+            return (self.folder.place(version) / "manifest.json").read_bytes()
+        except FileNotFoundError as error:
+            raise HeadraceError(f"version {version}: is not here") from error
+
+    def read(self, file: str, offset: int = 0) -> Iterator[bytes]:
+        self.read_names.append(file)
+        data = self.change(file, (self.folder.path / file).read_bytes())[offset:]
+        for first in range(0, len(data), 100):
+            self._check()
+            part = data[first : first + 100]
+            self.bytes_left -= len(part)
+            yield part
+
+    def _check(self) -> None:
+        if self.bytes_left < 0:
+            self.is_up = False
+        if not self.is_up:
+            raise HeadraceError(f"{self.address}: does not answer")
+
+
+def keys_of(ids: Any) -> Keys:
+    return Keys(np.zeros(len(ids), np.int32), np.asarray(ids, np.int64), np.zeros(len(ids), np.int32))
+
+
+def every_key() -> Keys:
+    return keys_of(np.arange(NUM_IDS + 5))
+
+
+def damaged(segment: bytes) -> bytes:
+    """A segment with a changed byte in each of its first columns."""
+    data = bytearray(segment)
+    for at in range(64, 400, 64):
+        data[at] ^= 1
+    return bytes(data)
+
+
+class Follower:
+    """A replica and its sources, without threads."""
+
+    opened: ClassVar[list[Replica]] = []
+
+    def __init__(self, path: Path, sources: list[FolderSource], address: str = "me:1", **options: Any) -> None:
+        self.now, self.lines = 0.0, list[str]()
+        self.sources = {source.address: source for source in sources}
+        folder = PublicationFolder(path, keep=options.pop("keep_on_disk", 100))
+        self.replica = Replica(
+            folder, sources, address=address, on_message=self.lines.append, clock=lambda: self.now, **options
+        )
+        self.opened.append(self.replica)
+        self.replica.restore()
+
+    def follow(self, turns: int = 10) -> None:
+        for _ in range(turns):
+            for address, source in self.sources.items():
+                try:
+                    newest = source.wait(0).newest
+                except HeadraceError:
+                    newest = None
+                self.replica.note(address, newest)
+            pause_s = self.replica.step()
+            self.now += pause_s or 0.0
+
+    def read(self) -> Any:
+        return self.replica.tables.read(GROUP, every_key())
+
+    def check(self, publisher: Publisher, version: int) -> None:
+        assert self.replica.tables.served == version, self.lines
+        np.testing.assert_array_equal(self.read(), publisher.expected[version])
+        assert self.replica.tables.view.dense["bias"][0] == version
+
+
+@pytest.fixture(autouse=True)
+def _close_replicas() -> Iterator[None]:
+    yield
+    while Follower.opened:
+        Follower.opened.pop().close()
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path / "publisher")
+
+
+def test_a_replica_has_the_rows_of_each_version_with_deletes(publisher: Publisher, tmp_path: Path) -> None:
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    for count in (1, 1, 3, 1, 1, 6, 1, 20, 1, 1):
+        publisher.publish(count)
+        follower.follow(3)
+        follower.check(publisher, publisher.version)
+    segments = [name for name in source.read_names if name.startswith("segments/")]
+    assert len(segments) == len(set(segments))
+
+
+def test_merged_segments_whose_parts_are_there_are_not_fetched(publisher: Publisher, tmp_path: Path) -> None:
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    for _ in range(12):
+        publisher.publish()
+        follower.follow(2)
+    segments = [name for name in source.read_names if name.startswith("segments/")]
+    assert len(segments) == 12
+
+
+def test_a_restart_needs_no_source(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish(6)
+    follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
+    follower.follow()
+    follower.replica.close()
+    dead = FolderSource(publisher.folder, "p:1")
+    dead.is_up = False
+    Follower(tmp_path / "replica", [dead]).check(publisher, 6)
+
+
+def test_a_file_that_was_cut_off_is_resumed_from_another_source(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish(3)
+    first, second = FolderSource(publisher.folder, "q:1"), FolderSource(publisher.folder, "p:1")
+    first.bytes_left = 700
+    follower = Follower(tmp_path / "replica", [first, second])
+    follower.follow()
+    follower.check(publisher, 3)
+    fetched = follower.replica.download.num_bytes
+    once = Follower(tmp_path / "other", [FolderSource(publisher.folder, "p:1")])
+    once.follow()
+    assert min(fetched.values()) > 0
+    assert sum(fetched.values()) == sum(once.replica.download.num_bytes.values())
+
+
+def test_a_damaged_file_is_refused_with_its_place_and_fetched_elsewhere(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish(3)
+    peer, source = FolderSource(publisher.folder, "q:1"), FolderSource(publisher.folder, "p:1")
+    peer.change = lambda name, data: damaged(data) if ".rows" in name else data
+    follower = Follower(tmp_path / "replica", [peer, source])
+    follower.follow()
+    follower.check(publisher, 3)
+    assert any(line.startswith("refused: q:1: ") and "has CRC-32" in line for line in follower.lines)
+
+
+def test_versions_of_another_run_are_refused(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish(2)
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    follower.follow()
+    other = Publisher(tmp_path / "other", lineage="b")
+    other.publish(5)
+    source.folder = other.folder
+    follower.follow()
+    follower.check(publisher, 2)
+    assert "has versions of run b, expected a; use a new folder" in follower.lines[-1]
+
+
+def test_a_replica_that_was_away_for_long_takes_what_there_is(tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path / "publisher", keep=2)
+    publisher.publish(2)
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    follower.follow()
+    source.is_up = False
+    follower.follow(2)
+    publisher.publish(40)
+    source.is_up = True
+    follower.follow()
+    follower.check(publisher, 42)
+
+
+def test_the_publisher_sends_each_file_to_one_of_several_replicas(publisher: Publisher, tmp_path: Path) -> None:
+    folders = {f"r{i}:1": PublicationFolder(tmp_path / f"r{i}") for i in range(3)}
+    sources = {me: FolderSource(publisher.folder, "p:1") for me in folders}
+    followers = [
+        Follower(
+            tmp_path / me[:2], [*(FolderSource(folder, a) for a, folder in folders.items() if a != me), sources[me]], me
+        )
+        for me in folders
+    ]
+    for _ in range(6):
+        publisher.publish()
+        for _ in range(2):
+            for follower in followers:
+                follower.follow(1)
+                follower.now -= 100.0  # nobody runs out of patience
+    for follower in followers:
+        follower.follow(4)
+        follower.check(publisher, 6)
+    names = [name for source in sources.values() for name in source.read_names]
+    assert len(names) == len(set(names))
+
+
+def test_a_rollback_stays_also_after_a_restart_until_the_newest_is_asked_for(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    for _ in range(4):
+        publisher.publish()
+        follower.follow(2)
+    assert follower.replica.rollback(2, "bad labels") == 2
+    follower.check(publisher, 2)
+    publisher.publish(2)
+    follower.follow()
+    follower.check(publisher, 2)
+    assert follower.replica.status()["newest"] == 6
+    follower.replica.close()
+    again = Follower(tmp_path / "replica", [source])
+    again.check(publisher, 2)
+    assert "rolled back from version 4 to 2" in str(again.replica.status()["held"])
+    assert str(again.replica.status()["held"]).endswith("UTC: bad labels")
+    with pytest.raises(HeadraceError, match="version 1: is not in memory, expected one of 2"):
+        again.replica.rollback(1, "why not")
+    again.replica.rollback("newest", "fixed")
+    again.follow()
+    again.check(publisher, 6)
+    again.replica.close()
+    assert Follower(tmp_path / "replica", [source]).replica.hold is None
+
+
+def test_the_guard_rolls_back_to_the_last_good_version_and_says_why(publisher: Publisher, tmp_path: Path) -> None:
+    limits = GuardLimits(max_ne=0.9, rows=100, windows=2)
+    follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")], limits=limits)
+    labels = np.tile(np.array([1, 0], np.float32), 50)
+    good, bad = 0.1 + 0.8 * labels, np.full(100, 0.5, np.float32)
+    for version, predictions in ((1, good), (2, good), (3, bad), (4, bad)):
+        publisher.publish()
+        follower.follow(2)
+        follower.replica.feed_back(version, predictions, labels)
+    follower.check(publisher, 4)
+    follower.replica.feed_back(4, bad, labels)
+    follower.check(publisher, 2)
+    assert follower.replica.hold is not None
+    assert follower.replica.hold.reason == (
+        "guard: normalized entropy 1.0000 above 0.9, in 2 windows of 100 labels in a row"
+    )
+    follower.replica.feed_back(4, bad, labels)
+    follower.check(publisher, 2)
+
+
+def test_a_disk_that_is_full_keeps_the_served_version(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.publish(2)
+    follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
+    follower.follow()
+    publisher.publish()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left")))
+        follower.follow(2)
+    follower.check(publisher, 2)
+    assert "version 3 was not stored, version 2 stays served: " in follower.lines[-1]
+    assert "No space left on device" in follower.lines[-1]
+    follower.follow()
+    follower.check(publisher, 3)
+
+
+def test_a_segment_that_is_damaged_on_disk_is_fetched_again(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish(3)
+    follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
+    follower.follow()
+    follower.replica.close()
+    for path in (tmp_path / "replica" / "segments").glob("*/*.rows"):
+        path.write_bytes(damaged(path.read_bytes()))
+    again = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
+    assert again.replica.tables.served is None
+    again.follow()
+    again.check(publisher, 3)
