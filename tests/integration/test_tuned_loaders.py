@@ -86,8 +86,7 @@ def taken(loader: Any, change: Callable[[int], int | None], stage: str) -> list[
     return batches
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("shuffle", "drop_last"), [(False, True), (True, False)])
 def test_a_dataloader_gives_the_same_batches_through_changes_of_its_workers(shuffle: bool, drop_last: bool) -> None:
     def make() -> DataLoader[Any]:
         seeded = torch.Generator().manual_seed(5)

@@ -20,6 +20,7 @@ from headrace.embeddings.shards.merging import PlacedUpdate, merge_placed
 from headrace.embeddings.shards.warm_up import warm_up_shard
 from headrace.embeddings.storage.tiered import TieredStorage
 from headrace.embeddings.tables.index.key_index import SEGMENT_SLOTS, KeyIndex
+from headrace.logs.warm_up import warm_up_logs
 from headrace.models import DCNv2Config, DeepFMConfig, DLRMConfig, ModelConfig, WideDeepConfig
 from headrace.models.products import Precision
 from headrace.placement.key_entries import FIRST_ENTRIES, KeyEntries
@@ -38,6 +39,7 @@ from headrace.placement.samples.packed_samples import (
 from headrace.placement.samples.planning import SamplePlanner, ToldBatch, row_prices
 from headrace.placement.samples.sample_keys import SampleKeys
 from headrace.publishing.warm_up import warm_up_replica
+from headrace.simulation import Machine, PipelineSimulator, published_pipeline
 from headrace.tensors import Batch, InverseKeyedJaggedTensor, KeyedJaggedTensor
 from headrace.threads import use_threads
 from headrace.training.dense_optimizer import eager
@@ -53,7 +55,7 @@ MODELS: tuple[ModelConfig, ...] = (DLRMConfig(), DCNv2Config(), DeepFMConfig(), 
 
 def warm_up_groups() -> dict[str, Callable[[], object]]:
     """Functions that compile kernels, by name; each is fast if the kernels are cached."""
-    groups: dict[str, Callable[[], object]] = {"features": features.warmup}
+    groups: dict[str, Callable[[], object]] = {"features": features.warmup, "logs": warm_up_logs}
     for optimizer, kind in itertools.zip_longest(OPTIMIZERS, KINDS, fillvalue="hashed"):
         groups[f"embeddings ({optimizer}, {kind})"] = partial(_train_once, optimizer, kind)
     for config in MODELS:
@@ -70,6 +72,7 @@ def warm_up_groups() -> dict[str, Callable[[], object]]:
     groups["checkpoints"] = _restore_once
     groups["replica"] = warm_up_replica
     groups["metrics"] = _score_once
+    groups["simulation"] = _simulate_once
     return groups
 
 
@@ -106,6 +109,11 @@ def _restore_once() -> None:
 def _score_once() -> None:
     """Compute metrics of a batch."""
     BinaryMetrics().update(np.zeros(2, np.float32), np.zeros(2, np.float32))
+
+
+def _simulate_once() -> None:
+    """Simulate a pipeline, as the tuner does."""
+    PipelineSimulator(published_pipeline(0.3), Machine.fixed(6)).run(1.0)
 
 
 def _grow_index_once() -> None:

@@ -40,7 +40,7 @@ def test_the_predicted_rate_is_that_of_the_engine_s_rules(case: str) -> None:
         engine.set_workers(stage.name, k)
     engine.run(10.0)
     simulator.run(10.0)
-    measured, predicted = engine.run(100.0) / 100.0, simulator.run(100.0) / 100.0
+    measured, predicted = engine.run(40.0) / 40.0, simulator.run(40.0) / 40.0
     assert measured == pytest.approx(by_hand, rel=0.02)
     assert predicted == pytest.approx(measured, rel=0.02)
     assert engine.taken == list(range(len(engine.taken)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.embeddings import AdamConfig, Keys, TableConfig, TableGroup
+from headrace.embeddings import AdamConfig, Keys, RowWiseAdagradConfig, TableConfig, TableGroup
 from headrace.embeddings.shards.plan import ShardingPlan, make_plan
 from headrace.embeddings.shards.request_checks import check_keys
 from headrace.embeddings.shards.table_group import TableGroupSpec, load_part, make_part, parts_of
@@ -127,7 +127,8 @@ def test_rows_kept_in_16_bits_begin_as_in_one_process(rows: str) -> None:
 
 @pytest.mark.parametrize("rows", ["bf16", "fp16", "int8"])
 def test_rows_kept_in_16_bits_are_rounded_to_the_same_bits_in_any_shard_and_order_of_admission(rows: str) -> None:
-    tables = [table.model_copy(update={"rows": rows}) for table in SPEC.tables]
+    changed = {"rows": rows, "optimizer": RowWiseAdagradConfig(lr=0.1)}
+    tables = [table.model_copy(update=changed) for table in SPEC.tables]
     alone, reordered = (TableGroup(tables, seed=9) for _ in range(2))
     sharded = Sharded(3, spec=TableGroupSpec(tables, seed=9))
     rng = np.random.default_rng(0)
