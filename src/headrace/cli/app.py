@@ -18,6 +18,7 @@ from headrace.cli.doctor import doctor
 from headrace.cli.evaluate import evaluate
 from headrace.cli.explain import explain
 from headrace.cli.export import export
+from headrace.cli.freshness import freshness
 from headrace.cli.generate import generate
 from headrace.cli.import_ import app as import_app
 from headrace.cli.init import init
@@ -59,6 +60,7 @@ AFTER_IMPORT: Commands = (
     checkpoints,
     restore,
     export,
+    freshness,
     doctor,
     warmup,
 )

@@ -137,6 +137,21 @@ def test_redis_has_the_rows_of_each_version(server: Server, sink: RedisSink, pub
     assert float(server.client.hget("news", "cut_at")) == 1.5
 
 
+def test_the_reader_of_the_documentation_reads_rows_of_one_version(
+    server: Server, sink: RedisSink, publisher: RowPublisher
+) -> None:
+    publisher.publish({(0, 1): 1.0, (0, -2): 2.0})
+    feeder_of(publisher, sink).feed()
+    text = (Path(__file__).parents[3] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    code = text.split("### Redis")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("redis.Redis()", f"redis.Redis(port={server.port})"), names)
+    version, rows = names["read"]("items", [-2, 1, 7], prefix="news")
+    names["server"].close()
+    assert version == 1
+    assert [None if row is None else row.tolist() for row in rows] == [[2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0], None]
+
+
 def test_many_changes_become_a_generation(
     server: Server, sink: RedisSink, publisher: RowPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

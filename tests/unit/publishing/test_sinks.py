@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from headrace.errors import ConfigError, MissingExtra, StorageError
 from headrace.publishing.publications import Publication, PublicationFolder
 from headrace.publishing.sinks import parquet_sink
-from headrace.publishing.sinks.feeding import IDLE_LOOKS, Feeder, next_write, open_sink
+from headrace.publishing.sinks.feeding import IDLE_LOOKS, Feeder, feeding, next_write, open_sink
 from headrace.publishing.sinks.parquet_sink import ParquetSink
 from headrace.publishing.sinks.sink import Cursor
 from headrace.testing.publications import RowPublisher
@@ -25,18 +25,11 @@ def rows_of(publisher: RowPublisher) -> dict[tuple[str, int], list[float]]:
     return {(NAMES[table], each): row.tolist() for (table, each), row in publisher.rows.items()}
 
 
-def rows_in(folder: Path) -> dict[tuple[str, int], list[float]]:
-    """The rows of the newest version, as in the documentation."""
-    query = f"""
-        WITH changes AS (
-            SELECT "table", id, version, weights, FALSE AS is_removed FROM '{folder}/[0-9]*/rows.embeddings.parquet'
-            UNION ALL
-            SELECT "table", id, version, NULL, TRUE FROM '{folder}/[0-9]*/removed.embeddings.parquet'
-        )
-        SELECT "table", id, weights FROM changes
-        QUALIFY NOT is_removed AND
-            row_number() OVER (PARTITION BY "table", id ORDER BY version DESC, is_removed) = 1
-    """
+def rows_in(folder: Path, base: int = 1) -> dict[tuple[str, int], list[float]]:
+    """The rows of the newest version, by the query of the documentation."""
+    text = (Path(__file__).parents[3] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    query = text.split("```sql\n")[1].split("```")[0]
+    query = query.replace("/data/news-rows", str(folder)).replace("version >= 1", f"version >= {base}")
     with duckdb.connect() as connection:
         return {(table, each): list(weights) for table, each, weights in connection.execute(query).fetchall()}
 
@@ -92,6 +85,7 @@ def test_a_new_base_replaces_everything(publisher: RowPublisher, tmp_path: Path)
     assert '"since": 0' in manifest
     rows = pq.read_table(tmp_path / "out" / "00000002" / "rows.embeddings.parquet")
     assert rows["id"].to_pylist() == [3]
+    assert rows_in(tmp_path / "out", base=2) == rows_of(publisher)
 
 
 def test_a_kill_while_a_folder_is_written_leaves_the_version_before(
@@ -228,3 +222,14 @@ def test_an_invalid_address_of_redis_is_refused_without_its_password() -> None:
     except MissingExtra:
         pytest.skip("needs the extra publish: redis")
     assert "secret" not in str(refused.value)
+
+
+def test_what_a_sink_fails_with_is_raised_where_it_was_started(publisher: RowPublisher) -> None:
+    sink = FlakySink()
+    sink.has = Cursor("another run", 1)
+    publisher.publish({(0, 1): 1.0})
+    with (
+        pytest.raises(ConfigError, match="flaky: it has versions of another run"),
+        feeding([Feeder(publisher.folder, sink, lambda line: None)]) as pause,
+    ):
+        pause(60)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headrace.errors import ConfigError, StorageError, TornCheckpoint
@@ -14,7 +17,7 @@ from headrace.publishing.sinks.parquet_sink import ParquetSink
 from headrace.publishing.sinks.redis_sink import RedisSink
 from headrace.publishing.sinks.sink import Cursor, Sink
 
-__all__ = ["Feeder", "NextWrite", "next_write", "open_sink"]
+__all__ = ["Feeder", "NextWrite", "feeding", "next_write", "open_sink"]
 
 POLL_S = 0.1
 """Seconds between looks at the folder of publications, which is local."""
@@ -143,3 +146,26 @@ class Feeder:
                 if should_stop():
                     break
                 sleep(POLL_S)
+
+
+@contextmanager
+def feeding(feeders: Sequence[Feeder]) -> Iterator[Callable[[float], None]]:
+    """Feed sinks, each in a thread, so that a slow one holds up nobody; they stop at the end.
+
+    Yields:
+        Waits for some seconds, and raises what a sink has failed with.
+    """
+    is_over = threading.Event()
+    with ThreadPoolExecutor(max(1, len(feeders)), thread_name_prefix="sink") as threads:
+        running = [threads.submit(feeder.run, is_over.is_set) for feeder in feeders]
+
+        def pause(seconds: float) -> None:
+            if not running:
+                time.sleep(seconds)
+            for each in wait(running, seconds, FIRST_EXCEPTION).done:
+                each.result()
+
+        try:
+            yield pause
+        finally:
+            is_over.set()
