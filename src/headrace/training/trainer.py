@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.embeddings import embedding_bags
 from headrace.embeddings.tables.budgeted_table_group import TableRows
@@ -121,7 +121,7 @@ class Trainer:
             self.components.model,
             self._step,
             (lambda: None) if self._shards is None else self._shards.moves,
-            self._rows_by_table,
+            partial(_rows_by_table, self.components.model, self._shards, self._process_group.rank),
         )
         self._uncommitted = UncommittedOutput(keeps_ledger=job.training.row_ledger)
         baseline = job.training.baseline
@@ -252,12 +252,6 @@ class Trainer:
             state.finish_window()
             self._commit()
         return result
-
-    def _rows_by_table(self) -> dict[str, TableRows]:
-        """The rows of each table under a budget; those of shards only in trainer 0."""
-        if self._shards is None:
-            return rows_by_table(self.components.model)
-        return self._shards.rows_by_table() if self._process_group.rank == 0 else {}
 
     def _record_rebalancings(self) -> None:
         """Record how the budgets of partitions changed at the end of a window, and why."""
@@ -603,3 +597,10 @@ class Trainer:
             has_scheduler=policy is not None,
             num_trainers=self._process_group.size,
         )
+
+
+def _rows_by_table(model: nn.Module, shards: ShardedTables | None, rank: int) -> dict[str, TableRows]:
+    """The rows of each table under a budget; those of shards only in trainer 0."""
+    if shards is None:
+        return rows_by_table(model)
+    return shards.rows_by_table() if rank == 0 else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -99,6 +100,11 @@ def by_key(state: dict[str, np.ndarray]) -> dict[str, bytes]:
     return {name: column.tobytes() for name, column in (rows | others).items()}
 
 
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # only the system's own crash would show a difference
+
+
 @pytest.mark.parametrize("base_every", ["auto", 1, 100])
 def test_each_kept_checkpoint_is_restored_bit_for_bit(tmp_path: Path, base_every: int) -> None:
     run = Run(tmp_path, keep=9, base_every=base_every)
@@ -121,9 +127,7 @@ def test_deltas_are_small_and_chains_short(tmp_path: Path) -> None:
 def test_segments_without_a_checkpoint_are_deleted(tmp_path: Path) -> None:
     run = Run(tmp_path, keep=2)
     run.steps(12)
-    chains = [run.folder.load(number).chains["g"][0] for number in run.folder.numbers()]
-    named = {entry.name for chain in chains for entry in chain}
-    assert {path.name for path in (tmp_path / "segments" / "g").iterdir()} == named
+    assert {path.name for path in (tmp_path / "segments" / "g").iterdir()} == named_segments(run)
 
 
 def test_a_run_goes_on_from_a_loaded_chain(tmp_path: Path) -> None:
@@ -175,14 +179,17 @@ def test_partitions_of_a_budget_have_a_chain_each(tmp_path: Path) -> None:
         once.check(number)
 
 
+def named_segments(run: Run) -> set[str]:
+    chains = [run.folder.load(number).chains["g"][0] for number in run.folder.numbers()]
+    return {entry.name for chain in chains for entry in chain}
+
+
 class Killed(BaseException):
     pass
 
 
 def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let no file be renamed, after some, as if the process had been killed."""
-    import os
-
     left = [number]
 
     def guarded(name: str) -> Any:
@@ -209,7 +216,7 @@ def whole_run(tmp_path: Path) -> Run:
 
 def test_a_kill_between_any_two_changes_of_files_loses_nothing(whole_run: Run, tmp_path: Path) -> None:
     survived = set()
-    for renames in range(0, 60, 3):
+    for renames in range(0, 60, 5):
         path = tmp_path / str(renames)
         run = Run(path, keep=4, base_every=3)
         with pytest.MonkeyPatch.context() as patch:
@@ -227,6 +234,35 @@ def test_a_kill_between_any_two_changes_of_files_loses_nothing(whole_run: Run, t
             run.states = whole_run.states
             run.check(number)
     assert len(survived) > 4
+
+
+@pytest.mark.parametrize("base_every", [4, 1000], ids=["into a base", "into a segment"])
+def test_a_kill_at_any_moment_of_a_merge_loses_nothing(tmp_path: Path, base_every: int) -> None:
+    before = Run(tmp_path / "before", keep=3, base_every=base_every)
+    before.steps(4)  # the next checkpoint is the one after which segments are merged
+    assert before.writer.num_merged_bytes == 0
+    for moment in itertools.count():
+        shutil.copytree(tmp_path / "before", tmp_path / str(moment))
+        run = Run(tmp_path / str(moment), keep=3, base_every=base_every)
+        run.states = dict(before.states)
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at_rename(patch, moment)
+            with suppress(Killed):
+                run.steps(1)
+            was_merged = run.writer.num_merged_bytes > 0
+        newest, states = run.number, run.states
+        run.resume()
+        run.states = states
+        assert run.number in (newest - 1, newest)
+        for number in run.folder.numbers():
+            run.check(number)
+        run.steps(2)
+        for number in run.folder.numbers():
+            run.check(number)
+        assert len(list(run.path.glob("segments/g/*"))) == len(named_segments(run)), "nothing is left behind"
+        if was_merged:
+            break
+    assert moment > 6, "written, renamed, named by three checkpoints, and merged ones deleted"
 
 
 def test_damage_in_a_chain_falls_back_to_the_last_checkpoint_without_it(tmp_path: Path) -> None:

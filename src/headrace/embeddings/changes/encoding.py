@@ -1,11 +1,15 @@
-"""Encoding of columns as bytes: gaps of sorted ids, narrow integers, plain numbers, int8 with a scale per row; zstd.
+"""Encoding of columns as bytes: gaps of sorted ids, narrow integers, numbers as they are, bf16 or int8; zstd.
 
 | encoding | of | bytes |
 |---|---|---|
 | `raw` | floating-point numbers and everything else | as in memory, little-endian |
 | `integers` | integers | the value above the smallest one, in as few bytes as the largest needs, one plane per byte |
 | `gaps` | ascending ids | the difference from the id before, as `integers`; the first one is `base` |
-| `int8` | float32 [R, D] | float32 [R], the scale m / 127 for the greatest magnitude m of each row, then int8 [R, D] |
+| `int8` | float32 [R, D] | bf16 [R], the scale m / 127 for the greatest magnitude m of each row, then int8 [R, D] |
+| `bf16` | float32 | the nearest bf16 number |
+
+The scale of `int8` is the nearest bf16 number, so the greatest value of a row is always 127, and encoding decoded
+numbers again gives the same bytes. Rows below 2^-126 times 127 become zeros.
 
 Planes have the first byte of all values, then the second byte, and so on; the upper ones are mostly zeros. Each encoded
 column is compressed with zstd if that makes it smaller by a tenth, which is tried on its first 64 KiB.
@@ -24,12 +28,15 @@ from headrace.embeddings.changes.row_kernels import join_planes
 
 __all__ = ["EncodedColumn", "Encoding", "decode_column", "encode_column"]
 
-Encoding = Literal["raw", "integers", "gaps", "int8"]
+Encoding = Literal["raw", "integers", "gaps", "int8", "bf16"]
 
 SAMPLE_BYTES = 1 << 16
 PAYS_BELOW = 0.9
 """Compressed size of the sample, as a part of its size, below which a column is compressed. Weights stay at 0.92 to
 0.93, and taking them apart again would be slower than reading them."""
+
+SMALLEST_NORMAL = 0x0080
+"""Bits of 2^-126 in bf16."""
 
 _ZSTD = pa.Codec("zstd", compression_level=1)  # level 3 made deltas 1 % smaller, in twice the time
 
@@ -58,20 +65,23 @@ class EncodedColumn:
 
 
 def encode_column(
-    column: npt.NDArray[Any], *, is_sorted: bool = False, as_int8: bool = False
+    column: npt.NDArray[Any], *, is_sorted: bool = False, as_floats: Literal["exact", "int8", "bf16"] = "exact"
 ) -> tuple[EncodedColumn, memoryview]:
     """Encode a column [R] or [R, width].
 
     Args:
         column: The column.
         is_sorted: Whether to store gaps; the order of ids may start again, for instance with another table.
-        as_int8: Whether to store float32 [R, width] as int8, with an error of up to 1/254 of the row's maximum.
+        as_floats: How to store float32: as it is; [R, width] as int8, with an error of up to 1/253 of the row's
+            maximum; or as bf16, with an error of up to 2^-8 of each number.
     """
     column = np.ascontiguousarray(column)
     encoding: Encoding = "raw"
     base = plane_bytes = 0
-    if as_int8:
+    if as_floats == "int8" and column.dtype == np.float32:
         encoding, data = "int8", _to_int8(column)
+    elif as_floats == "bf16" and column.dtype == np.float32:
+        encoding, data = "bf16", _to_bf16(column.reshape(-1)).view(np.uint8)
     elif column.dtype.kind in "iu" and column.ndim == 1 and len(column):
         encoding, base, plane_bytes, data = _integers(column, is_sorted)
     else:
@@ -90,11 +100,14 @@ def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.
     dtype = np.dtype(about.dtype)
     if about.encoding == "int8":
         assert about.width is not None
-        scales = raw[: 4 * num_rows].view(np.float32)
-        values: npt.NDArray[Any] = raw[4 * num_rows :].view(np.int8).reshape(num_rows, about.width) * scales[:, None]
-        return values
-    if about.encoding == "raw":
-        return raw.view(dtype) if about.width is None else raw.view(dtype).reshape(num_rows, about.width)
+        scales = _from_bf16(raw[: 2 * num_rows].view(np.uint16))
+        values = raw[2 * num_rows :].view(np.int8).reshape(num_rows, about.width)
+        with np.errstate(invalid="ignore"):
+            weights: npt.NDArray[Any] = values * scales[:, None]
+        return weights
+    if about.encoding in ("raw", "bf16"):
+        numbers = raw.view(dtype) if about.encoding == "raw" else _from_bf16(raw.view(np.uint16))
+        return numbers if about.width is None else numbers.reshape(num_rows, about.width)
     integers = np.empty(num_rows, dtype=np.int64)
     join_planes(raw.reshape(about.plane_bytes, num_rows), about.base, about.encoding == "gaps", integers)
     return integers.astype(dtype, copy=False)
@@ -116,10 +129,23 @@ def _integers(column: npt.NDArray[Any], is_sorted: bool) -> tuple[Encoding, int,
 
 
 def _to_int8(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    scales = (np.abs(column).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
-    divisors = np.where(scales > 0, scales, 1)[:, None]
-    values = np.nan_to_num(np.rint(column / divisors)).astype(np.int8)  # infinity and NaN arrive as NaN
+    scales = _to_bf16((np.abs(column).max(axis=1, initial=0) / np.float32(127)).astype(np.float32))
+    scales[scales < SMALLEST_NORMAL] = 0  # smaller ones have fewer digits
+    factors = _from_bf16(scales)
+    with np.errstate(invalid="ignore"):
+        values = np.rint(column / np.where(factors > 0, factors, 1)[:, None])
+    values = np.clip(np.nan_to_num(values), -127, 127).astype(np.int8)  # infinity and NaN arrive as NaN
     return np.concatenate([scales.view(np.uint8), values.reshape(-1).view(np.uint8)])
+
+
+def _to_bf16(column: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    bits = column.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)  # ties to even
+    return np.where(np.isnan(column), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _from_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _compress(data: npt.NDArray[np.uint8]) -> tuple[memoryview, bool]:

@@ -19,7 +19,7 @@ __all__ = ["merge_segments", "merged_blocks"]
 def merge_segments(folder: Path, entries: Sequence[SegmentEntry], name: str) -> SegmentEntry:
     """Merge adjacent segments, oldest first, into a new file of the same folder; returns its entry.
 
-    Weights stay int8 if they are so in all of the segments, with the same values.
+    Weights stay int8 if they are so in all of the segments; they keep their values.
 
     Raises:
         TornCheckpoint: A segment is damaged.
@@ -27,7 +27,8 @@ def merge_segments(folder: Path, entries: Sequence[SegmentEntry], name: str) -> 
     """
     segments = [Segment(folder, entry) for entry in entries]
     is_base = entries[0].is_base
-    with SegmentWriter(folder / name, as_int8=all(segment.is_int8 for segment in segments)) as writer:
+    encodings = {encoding for segment in segments for encoding in segment.encodings_of_weights}
+    with SegmentWriter(folder / name, as_int8=encodings == {"int8"}) as writer:
         for section in SECTIONS:
             writer.add(section, segments[0].empty(section))
             if section == "removed" and is_base:

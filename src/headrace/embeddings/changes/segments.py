@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ class SegmentWriter:
 
     Args:
         path: The file.
-        as_int8: Whether weights are stored as int8, see `encode_column`.
+        as_int8: Whether float32 weights are stored as int8, and optimizer state as bf16, see `encode_column`.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -109,13 +109,17 @@ class SegmentWriter:
     def _add_block(self, section: str, columns: Columns) -> None:
         described = {}
         for name, column in columns.items():
-            is_weights = name == "weights" and column.dtype == np.float32
-            about, data = encode_column(column, is_sorted=name == "ids", as_int8=is_weights and self._as_int8)
+            about, data = encode_column(column, is_sorted=name == "ids", as_floats=self._floats_of(name))
             self._file.write(bytes(-self._file.tell() % ALIGNMENT))
             at = {"offset": self._file.tell(), "bytes": len(data), "crc32": zlib.crc32(data)}
             self._file.write(data)
             described[name] = asdict(about) | at
         self._blocks.append({"section": section, "num_rows": len(columns["ids"]), "columns": described})
+
+    def _floats_of(self, name: str) -> Literal["exact", "int8", "bf16"]:
+        if self._as_int8 and name == "weights":
+            return "int8"
+        return "bf16" if self._as_int8 and name.startswith("slot.") else "exact"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,7 +145,7 @@ def write_delta(path: Path, delta: Delta, *, first: int, as_int8: bool = False) 
         path: The file.
         delta: The delta.
         first: Number of its checkpoint.
-        as_int8: Whether weights are stored as int8.
+        as_int8: See `SegmentWriter`.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -252,10 +256,10 @@ class Segment:
         self._file.madvise(mmap.MADV_WILLNEED, first, max(last for _, last in places) - first)
 
     @property
-    def is_int8(self) -> bool:
-        """Whether weights are stored as int8."""
-        weights = [block.columns["weights"][0] for block in self.blocks_of("rows") if block.num_rows]
-        return bool(weights) and all(about.encoding == "int8" for about in weights)
+    def encodings_of_weights(self) -> set[str]:
+        """Encodings of the weights of all rows; empty if there are none."""
+        blocks = [block for block in self.blocks_of("rows") if block.num_rows and "weights" in block.columns]
+        return {block.columns["weights"][0].encoding for block in blocks}
 
 
 def _column(values: Mapping[str, Any]) -> tuple[EncodedColumn, int, int, int]:

@@ -535,6 +535,8 @@ class TieredStorage:
         self, positions: Int64s, places: Int64s, rows: Int64s, weights: npt.NDArray[Any], state: Float32s
     ) -> None:
         """Copy the records at ascending positions to places of the arrays of `rows`, some pages at a time."""
+        if not len(positions):
+            return
         n = self._file.per_page
         pages, page_of = np.unique(positions // n, return_inverse=True)
         weight_bytes, state_bytes = weights.view(np.uint8), state.view(np.uint8).reshape(len(state), -1)

@@ -152,6 +152,24 @@ def test_merged_segments_restore_the_same_versions(tmp_path: Path, first: int, l
         assert by_key(chain.restored(number, through)) == chain.states[number - 1]
 
 
+def test_merged_int8_segments_stay_int8_and_restore_the_same_bits(tmp_path: Path) -> None:
+    group = TableGroup(tables_of(), seed=3)
+    entries = []
+    for step in range(6):
+        train(group, step)
+        delta = group.delta()
+        entries.append(write_delta(tmp_path / f"{step}.rows", delta, first=step + 1, as_int8=True))
+        group.mark_saved(delta.version)
+    for first in (0, 2):
+        merged = merge_segments(tmp_path, entries[first:], f"merged-{first}.rows")
+        assert Segment(tmp_path, merged).encodings_of_weights == {"int8"}
+        states = [
+            by_key(numbered(restored_state(tmp_path, chain, delta.whole, free_bytes=1 << 30)))
+            for chain in (entries, [*entries[:first], merged])
+        ]
+        assert states[0] == states[1]
+
+
 @pytest.mark.parametrize("kind", ["importance", "adaembed", "cafe", "hash", "qr"])
 def test_groups_under_a_budget_are_restored_with_their_policy(tmp_path: Path, kind: str) -> None:
     retention = {"kind": kind} | ({"admission": 0} if kind == "importance" else {})

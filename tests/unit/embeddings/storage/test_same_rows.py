@@ -129,6 +129,13 @@ def test_memory_of_evicted_rows_is_released_and_the_others_keep_their_values(mak
     check_equal(groups[0], groups[1])
 
 
+def test_columns_of_no_rows_have_their_widths(make_storage: MakeStorage) -> None:
+    groups = [TableGroup(tables_of(), seed=1, make_storage=make_storage), TableGroup(tables_of(), seed=1)]
+    ours, theirs = (group.storage.columns(np.empty(0, np.int64)) for group in groups)
+    assert {name: column.shape for name, column in ours.items()} == {name: c.shape for name, c in theirs.items()}
+    assert all(len(column) == 0 for column in ours.values())
+
+
 def test_changes_are_those_of_rows_in_memory(make_storage: MakeStorage) -> None:
     tables = tables_of()
     groups = [TableGroup(tables, seed=1, make_storage=make_storage), TableGroup(tables, seed=1)]
