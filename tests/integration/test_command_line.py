@@ -25,6 +25,7 @@ from headrace.observe.decisions import DecisionLog
 from headrace.pipeline import read_parquet
 from headrace.scoring import ExportedModel
 from headrace.training import CheckpointFolder
+from headrace.training.checkpoint import write_arrays
 from headrace.training.run_folder import RunFolder
 
 JOB = """\
@@ -332,7 +333,9 @@ def test_the_code_on_the_pages_runs(
     monkeypatch.chdir(copy)
     read_an_id, read_all = python_blocks("checkpoints.md")
     names: dict[str, object] = {}
-    for given, here in (("runs/news", "run"), ("00000009", "00000002"), ('"items"', '"item"'), ("1234", "7")):
+    (copy / "exports" / "news").mkdir(parents=True)
+    write_arrays(copy / "exports" / "news", CheckpointFolder(copy / "run" / "checkpoints").load(2))
+    for given, here in (('"items"', '"item"'), ("1234", "7")):
         read_an_id = read_an_id.replace(given, here)
     exec(read_an_id, names)
     exec(read_all.replace("runs/news", "run"), names)

@@ -28,14 +28,16 @@ __all__ = ["CheckpointWriter", "CheckpointsConfig", "RowsOfShards"]
 class CheckpointsConfig(Config):
     """How checkpoints are written."""
 
-    kind: Literal["delta", "whole"] = "whole"
-    """delta writes the rows that changed since the previous checkpoint, in the background; whole writes all rows."""
+    kind: Literal["delta", "whole"] = "delta"
+    """delta writes the rows that changed since the previous checkpoint, in the background; whole writes all rows, and
+    checkpoints share no files."""
     base_every: Annotated[int | Literal["auto"], whole_number_or("auto", at_least=1)] = "auto"
     """Checkpoints after which segments are merged into a new base; `auto` merges when they have half its bytes."""
     keep: int = Field(default=3, ge=2)
     """Number of newest checkpoints to keep; at least two, so that there is a fallback if one is damaged."""
     weights: Literal["exact", "int8"] = "exact"
-    """int8 stores float32 weights in deltas with an error of 1/254 of the row's maximum; exact resumes bit for bit."""
+    """exact resumes bit for bit; int8 stores float32 weights with an error of up to 1/253 of the row's maximum, and
+    optimizer state as bf16."""
 
 
 class RowsOfShards(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -120,18 +119,6 @@ class TrainingConfig(Config):
     """A dense feature, such as an item's clicks in the last hour, whose AUC is shown next to the model's."""
     row_ledger: bool = False
     """Record which rows each step trained on."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_checkpoints_is_now_a_part_of_checkpoints(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "keep_checkpoints" not in values:
-            return values
-        message = "training.keep_checkpoints is deprecated; use training.checkpoints: {keep: ...}"
-        warnings.warn(message, FutureWarning, stacklevel=2)
-        others = {key: value for key, value in values.items() if key != "keep_checkpoints"}
-        given = others.get("checkpoints", {})
-        given = {"keep": values["keep_checkpoints"]} | given if isinstance(given, dict) else given
-        return others | {"checkpoints": given}
 
     @model_validator(mode="after")
     def _only_growing_batches_have_a_first_size(self) -> Self:
