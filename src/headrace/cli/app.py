@@ -27,8 +27,10 @@ from headrace.cli.launch import launch
 from headrace.cli.placement import placement
 from headrace.cli.predict import predict
 from headrace.cli.replay import replay
+from headrace.cli.replica import replica
 from headrace.cli.report import report
 from headrace.cli.restore import restore
+from headrace.cli.rollback import rollback
 from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
@@ -50,6 +52,8 @@ AFTER_IMPORT: Commands = (
     train,
     launch,
     shard,
+    replica,
+    rollback,
     report,
     compare,
     explain,

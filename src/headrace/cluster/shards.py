@@ -16,7 +16,7 @@ from headrace.embeddings.shards.table_group import TableGroupSpec
 from headrace.embeddings.storage.choose import choose_storage
 from headrace.embeddings.storage.config import StorageConfig
 
-__all__ = ["READY", "serve_shard"]
+__all__ = ["READY", "serve_shard", "stop_signals"]
 
 READY = "shard: serving on "
 """Prefix of the line with the address, which the parent process reads."""
@@ -54,7 +54,7 @@ def serve_shard(
         checkpoints, storage = checkpoints or folder, storage or of_job
     make_storage = choose_storage(storage or StorageConfig())
     shard = Shard(checkpoints=checkpoints, expected=expected, hold_s=hold_s, make_storage=make_storage)
-    stop = _stop_signals()
+    stop = stop_signals()
     server = ShardServer(shard, listen, security=security, threads=threads)
     host, _ = split_address(listen)
     on_message(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
@@ -65,7 +65,7 @@ def serve_shard(
     os._exit(0)
 
 
-def _stop_signals() -> int:
+def stop_signals() -> int:
     """Handle SIGTERM, SIGINT and SIGHUP; returns a file descriptor that becomes readable when one arrives."""
     stop, stopped = os.pipe()
     os.set_blocking(stopped, False)

@@ -26,7 +26,7 @@ from headrace.publishing.served_tables import ServedTables, ServedVersion
 __all__ = ["Replica"]
 
 LONG_POLL_S = 20.0
-BACK_OFF_S = (0.1, 5.0)
+BACK_OFF_S = (0.1, 1.0)
 """First and longest pause before a source that did not answer is asked again."""
 FULL_DISK_S = 5.0
 """Pause after a version could not be written."""

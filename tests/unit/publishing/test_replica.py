@@ -8,59 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from headrace.embeddings import Keys, TableConfig, TableGroup
-from headrace.embeddings.changes.chains import Chains
-from headrace.embeddings.changes.growing_chains import GrowingChains
-from headrace.embeddings.changes.segments import write_delta
-from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import HeadraceError
 from headrace.publishing.client import ServerStatus
 from headrace.publishing.guard import GuardLimits
-from headrace.publishing.publications import DENSE, Publication, PublicationFolder
+from headrace.publishing.publications import PublicationFolder
 from headrace.publishing.replica import Replica
-
-GROUP, NUM_IDS = "items", 80
-
-
-class Publisher:
-    """Publishes a table group that is trained and loses ids, and keeps what was read at each version."""
-
-    def __init__(self, path: Path, *, keep: int = 100, seed: int = 0, lineage: str = "a") -> None:
-        self.group = TableGroup([TableConfig(name="items", embedding_dim=2)], seed=3)
-        self.folder = PublicationFolder(path, keep=keep)
-        self.expected: dict[int, Any] = {}
-        self._chains = GrowingChains(self.folder.segments, "auto")
-        self._rng, self._lineage, self.version = np.random.default_rng(seed), lineage, 0
-
-    def publish(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.version += 1
-            ids = np.sort(self._rng.choice(NUM_IDS, 20, replace=False))
-            gradients = self._rng.standard_normal((20, 2)).astype(np.float32)
-            self.group.update(Keys(np.zeros(20, np.int32), ids, np.ones(20, np.int32)), gradients)
-            self.group.evict(keys_of(np.sort(self._rng.choice(NUM_IDS, 5, replace=False))))
-            self._write()
-            self.expected[self.version] = self.group.read(every_key()).copy()
-
-    def _write(self) -> None:
-        version, segments = self.version, self.folder.segments
-        name = segments.new_name(version, version)
-
-        def write(place: Path) -> Publication:
-            delta = self.group.delta(everything=not self._chains.has_base(GROUP))
-            entry = write_delta(segments.place(GROUP) / name, delta, first=version)
-            self.group.mark_saved(self.group.version)
-            save_file({"bias": np.full(1, version, np.float32)}, place / DENSE)
-            chains: Chains = self._chains.continued({GROUP: [entry]})
-            header = TableGroupHeader.read(delta.whole)
-            return Publication(version, self._lineage, version, 1.5 * version, 20, {GROUP: (header,)}, chains)
-
-        self._chains.has_written(self.folder.add(version, write).chains)
-        segments.forget_name(name)
-        while plan := self._chains.next_merge():
-            self._chains.replace(plan[0], plan[1], self._chains.merge(plan[0], plan[1]))
+from headrace.testing.published_table import GROUP, PublishedTable, every_key
 
 
 class FolderSource:
@@ -100,14 +54,6 @@ class FolderSource:
             raise HeadraceError(f"{self.address}: does not answer")
 
 
-def keys_of(ids: Any) -> Keys:
-    return Keys(np.zeros(len(ids), np.int32), np.asarray(ids, np.int64), np.zeros(len(ids), np.int32))
-
-
-def every_key() -> Keys:
-    return keys_of(np.arange(NUM_IDS + 5))
-
-
 def damaged(segment: bytes) -> bytes:
     """A segment with a changed byte in each of its first columns."""
     data = bytearray(segment)
@@ -145,7 +91,7 @@ class Follower:
     def read(self) -> Any:
         return self.replica.tables.read(GROUP, every_key())
 
-    def check(self, publisher: Publisher, version: int) -> None:
+    def check(self, publisher: PublishedTable, version: int) -> None:
         assert self.replica.tables.served == version, self.lines
         np.testing.assert_array_equal(self.read(), publisher.expected[version])
         assert self.replica.tables.view.dense["bias"][0] == version
@@ -159,11 +105,11 @@ def _close_replicas() -> Iterator[None]:
 
 
 @pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "publisher")
+def publisher(tmp_path: Path) -> PublishedTable:
+    return PublishedTable(tmp_path / "publisher")
 
 
-def test_a_replica_has_the_rows_of_each_version_with_deletes(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_replica_has_the_rows_of_each_version_with_deletes(publisher: PublishedTable, tmp_path: Path) -> None:
     source = FolderSource(publisher.folder, "p:1")
     follower = Follower(tmp_path / "replica", [source])
     for count in (1, 1, 3, 1, 1, 6, 1, 20, 1, 1):
@@ -174,7 +120,7 @@ def test_a_replica_has_the_rows_of_each_version_with_deletes(publisher: Publishe
     assert len(segments) == len(set(segments))
 
 
-def test_merged_segments_whose_parts_are_there_are_not_fetched(publisher: Publisher, tmp_path: Path) -> None:
+def test_merged_segments_whose_parts_are_there_are_not_fetched(publisher: PublishedTable, tmp_path: Path) -> None:
     source = FolderSource(publisher.folder, "p:1")
     follower = Follower(tmp_path / "replica", [source])
     for _ in range(12):
@@ -184,7 +130,7 @@ def test_merged_segments_whose_parts_are_there_are_not_fetched(publisher: Publis
     assert len(segments) == 12
 
 
-def test_a_restart_needs_no_source(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_restart_needs_no_source(publisher: PublishedTable, tmp_path: Path) -> None:
     publisher.publish(6)
     follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
     follower.follow()
@@ -194,7 +140,7 @@ def test_a_restart_needs_no_source(publisher: Publisher, tmp_path: Path) -> None
     Follower(tmp_path / "replica", [dead]).check(publisher, 6)
 
 
-def test_a_file_that_was_cut_off_is_resumed_from_another_source(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_file_that_was_cut_off_is_resumed_from_another_source(publisher: PublishedTable, tmp_path: Path) -> None:
     publisher.publish(3)
     first, second = FolderSource(publisher.folder, "q:1"), FolderSource(publisher.folder, "p:1")
     first.bytes_left = 700
@@ -208,7 +154,9 @@ def test_a_file_that_was_cut_off_is_resumed_from_another_source(publisher: Publi
     assert sum(fetched.values()) == sum(once.replica.download.num_bytes.values())
 
 
-def test_a_damaged_file_is_refused_with_its_place_and_fetched_elsewhere(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_its_place_and_fetched_elsewhere(
+    publisher: PublishedTable, tmp_path: Path
+) -> None:
     publisher.publish(3)
     peer, source = FolderSource(publisher.folder, "q:1"), FolderSource(publisher.folder, "p:1")
     peer.change = lambda name, data: damaged(data) if ".rows" in name else data
@@ -218,12 +166,12 @@ def test_a_damaged_file_is_refused_with_its_place_and_fetched_elsewhere(publishe
     assert any(line.startswith("refused: q:1: ") and "has CRC-32" in line for line in follower.lines)
 
 
-def test_versions_of_another_run_are_refused(publisher: Publisher, tmp_path: Path) -> None:
+def test_versions_of_another_run_are_refused(publisher: PublishedTable, tmp_path: Path) -> None:
     publisher.publish(2)
     source = FolderSource(publisher.folder, "p:1")
     follower = Follower(tmp_path / "replica", [source])
     follower.follow()
-    other = Publisher(tmp_path / "other", lineage="b")
+    other = PublishedTable(tmp_path / "other", lineage="b")
     other.publish(5)
     source.folder = other.folder
     follower.follow()
@@ -232,7 +180,7 @@ def test_versions_of_another_run_are_refused(publisher: Publisher, tmp_path: Pat
 
 
 def test_a_replica_that_was_away_for_long_takes_what_there_is(tmp_path: Path) -> None:
-    publisher = Publisher(tmp_path / "publisher", keep=2)
+    publisher = PublishedTable(tmp_path / "publisher", keep=2)
     publisher.publish(2)
     source = FolderSource(publisher.folder, "p:1")
     follower = Follower(tmp_path / "replica", [source])
@@ -245,7 +193,7 @@ def test_a_replica_that_was_away_for_long_takes_what_there_is(tmp_path: Path) ->
     follower.check(publisher, 42)
 
 
-def test_the_publisher_sends_each_file_to_one_of_several_replicas(publisher: Publisher, tmp_path: Path) -> None:
+def test_the_publisher_sends_each_file_to_one_of_several_replicas(publisher: PublishedTable, tmp_path: Path) -> None:
     folders = {f"r{i}:1": PublicationFolder(tmp_path / f"r{i}") for i in range(3)}
     sources = {me: FolderSource(publisher.folder, "p:1") for me in folders}
     followers = [
@@ -268,7 +216,7 @@ def test_the_publisher_sends_each_file_to_one_of_several_replicas(publisher: Pub
 
 
 def test_a_rollback_stays_also_after_a_restart_until_the_newest_is_asked_for(
-    publisher: Publisher, tmp_path: Path
+    publisher: PublishedTable, tmp_path: Path
 ) -> None:
     source = FolderSource(publisher.folder, "p:1")
     follower = Follower(tmp_path / "replica", [source])
@@ -295,7 +243,7 @@ def test_a_rollback_stays_also_after_a_restart_until_the_newest_is_asked_for(
     assert Follower(tmp_path / "replica", [source]).replica.hold is None
 
 
-def test_the_guard_rolls_back_to_the_last_good_version_and_says_why(publisher: Publisher, tmp_path: Path) -> None:
+def test_the_guard_rolls_back_to_the_last_good_version_and_says_why(publisher: PublishedTable, tmp_path: Path) -> None:
     limits = GuardLimits(max_ne=0.9, rows=100, windows=2)
     follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")], limits=limits)
     labels = np.tile(np.array([1, 0], np.float32), 50)
@@ -316,7 +264,7 @@ def test_the_guard_rolls_back_to_the_last_good_version_and_says_why(publisher: P
 
 
 def test_a_disk_that_is_full_keeps_the_served_version(
-    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publisher: PublishedTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.publish(2)
     follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
@@ -332,7 +280,7 @@ def test_a_disk_that_is_full_keeps_the_served_version(
     follower.check(publisher, 3)
 
 
-def test_a_segment_that_is_damaged_on_disk_is_fetched_again(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_segment_that_is_damaged_on_disk_is_fetched_again(publisher: PublishedTable, tmp_path: Path) -> None:
     publisher.publish(3)
     follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
     follower.follow()
