@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["freshness", "freshness_table"]
 
+ANSWER_S = 2.0
+"""Seconds to wait for an answer."""
+
 Values = Mapping[str, float | None]
 
 
@@ -114,10 +117,7 @@ def _read(clients: list[PublicationClient]) -> tuple[dict[str, Values], dict[str
     problems: dict[str, str] = {}
     for client in clients:
         try:
-            status = json.loads(client.act("status", {}, timeout_s=2.0))
-            if "served" not in status:
-                problems[client.address] = f"{client.address}: no replica"
-                continue
+            status = json.loads(client.act("replica", {}, timeout_s=ANSWER_S))
             found[client.address] = freshness_of(status, time.time())
         except PublishingError as error:
             problems[client.address] = str(error)

@@ -101,7 +101,7 @@ def freshness_of(status: Mapping[str, Any], now: float) -> dict[str, float | Non
     """The metrics of `FRESHNESS` by name, from the status of a replica; None for those that are not known.
 
     Args:
-        status: What the replica answers to the action `status`, see `Replica.status`.
+        status: What the replica answers to the action `replica`, see `Replica.status`.
         now: Seconds since 1970, by the clock of the publisher's machine.
     """
     cut_at, fetched = status.get("cut_at"), status.get("bytes_from") or {}

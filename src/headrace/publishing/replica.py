@@ -18,6 +18,7 @@ from headrace.embeddings.changes.segments import Segment
 from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.publishing.download import Download, Source
 from headrace.publishing.following import SourceState, choose_source, newest_known
+from headrace.publishing.freshness import Freshness
 from headrace.publishing.guard import Guard, GuardLimits
 from headrace.publishing.hold import Hold, read_hold, save_hold
 from headrace.publishing.publications import Publication, PublicationFolder
@@ -71,6 +72,7 @@ class Replica:
         last = sources[-1].address
         self._states = {each: SourceState(each, each == last, is_up=False) for each in self._sources}
         self._patience_s, self._clock, self._on_message = patience_s, clock, on_message
+        self._freshness = Freshness()
         self._guard = None if limits is None else Guard(limits)
         self._mine: Publication | None = None  # the newest version of the folder
         self._chains = GrowingChains(folder.segments, "auto")
@@ -222,6 +224,7 @@ class Replica:
             "num_bytes": self.tables.num_bytes,
             "held": None if self.hold is None else str(self.hold),
             "bytes_from": dict(self.download.num_bytes),
+            **self._freshness.ages(),
         }
 
     def _poll(self, source: Source, stop: threading.Event) -> None:
@@ -291,6 +294,7 @@ class Replica:
         with self._control:
             if self.hold is None:
                 self.tables.serve(publication.version)
+                self._freshness.note(publication.cut_at, publication.rows_changed, time.time())
 
     def _drop_damaged(self, version: int) -> None:
         """Take out a version and its damaged segments, so that they are fetched again."""

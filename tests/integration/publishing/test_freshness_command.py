@@ -17,7 +17,7 @@ from headrace.publishing.server import PublicationServer
 def replica(tmp_path: Path) -> Iterator[str]:
     status = {"served": 41, "newest": 42, "cut_at": time.time() - 100, "held": "bad", "bytes_from": {"a:1": 3_000_000}}
     server = PublicationServer(
-        PublicationFolder(tmp_path), "127.0.0.1:0", actions={"status": lambda body: status | {"row_age_p99_s": 1.25}}
+        PublicationFolder(tmp_path), "127.0.0.1:0", actions={"replica": lambda body: status | {"row_age_p99_s": 1.25}}
     )
     yield f"127.0.0.1:{server.port}"
     server.shutdown()
@@ -38,7 +38,7 @@ def test_a_table_has_replicas_and_those_that_do_not_answer(replica: str, publish
     assert cells[1:3] == ["41", "42"]
     assert float(cells[3]) >= 100
     assert cells[5:] == ["-", "1.25", "s", "3.0", "rolled", "back"]
-    assert "no replica" in next(line for line in result.output.splitlines() if publisher in line)
+    assert "action 'replica'" in next(line for line in result.output.splitlines() if publisher in line)
     assert "127.0.0.1:1" in result.output
 
 

@@ -1,10 +1,16 @@
 """Ages of rows follow from cut times, and metrics from what a replica answers."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from headrace.publishing.client import ServerStatus
 from headrace.publishing.freshness import FRESHNESS, Freshness, SeenVersion, freshness_of, prometheus_text, row_ages
+from headrace.publishing.publications import PublicationFolder
+from headrace.publishing.replica import Replica
+from headrace.testing.publications import RowPublisher
 
 STATUS = {"served": 7, "newest": 8, "cut_at": 100.0, "held": None, "bytes_from": {"a:1": 5, "b:2": 7}}
 
@@ -64,3 +70,44 @@ def test_prometheus_reads_declared_metrics() -> None:
 def test_the_documentation_has_the_declarations() -> None:
     text = (Path(__file__).parents[3] / "docs" / "publishing.md").read_text(encoding="utf-8")
     assert FRESHNESS.to_markdown() in text
+
+
+class FolderSource:
+    """A folder as a source, without a network."""
+
+    address = "publisher:1"
+
+    def __init__(self, folder: PublicationFolder) -> None:
+        self._folder = folder
+
+    def wait(self, after: int, *, timeout_s: float = 0.0) -> ServerStatus:
+        versions = self._folder.versions()
+        return ServerStatus(versions[-1], tuple(versions))
+
+    def manifest(self, version: int) -> bytes:
+        return (self._folder.place(version) / "manifest.json").read_bytes()
+
+    def read(self, file: str, offset: int = 0) -> Iterator[bytes]:
+        yield (self._folder.path / file).read_bytes()[offset:]
+
+
+def test_a_replica_reports_ages_of_rows_from_its_second_version_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = RowPublisher(tmp_path / "publisher")
+    source = FolderSource(publisher.folder)
+    lines: list[str] = []
+    replica = Replica(PublicationFolder(tmp_path / "r"), [source], address="me:1", on_message=lines.append)
+    for cut_at in (100.0, 101.0, 102.0):
+        publisher.publish({(0, each): cut_at for each in range(10)}, cut_at=cut_at)
+        monkeypatch.setattr(time, "time", lambda: cut_at + 0.25)  # noqa: B023
+        replica.note(source.address, publisher.version)
+        replica.step()
+        if cut_at == 100.0:
+            assert replica.status()["row_age_p99_s"] is None
+    monkeypatch.undo()
+    replica.close()
+    status = replica.status()
+    assert (status["served"], status["cut_at"]) == (3, 102.0), lines
+    assert status["row_age_p50_s"] == pytest.approx(0.75, abs=1 / 16)
+    assert status["row_age_p99_s"] == pytest.approx(1.25, abs=1 / 16)
