@@ -24,7 +24,7 @@ def replica_actions(replica: Replica) -> Mapping[str, Act]:
     """Actions for `PublicationServer`."""
 
     def status(body: dict[str, Any]) -> dict[str, Any]:
-        return replica.status()
+        return {"versions": replica.folder.versions(), **replica.status()}
 
     def rollback(body: dict[str, Any]) -> dict[str, Any]:
         to, reason = body.get("to"), body.get("reason", "")
@@ -46,7 +46,7 @@ def replica_actions(replica: Replica) -> Mapping[str, Act]:
         replica.feed_back(version, predictions, labels)
         return {"served": replica.tables.served or 0}
 
-    return {"replica": status, "rollback": rollback, "feedback": feedback}
+    return {"status": status, "rollback": rollback, "feedback": feedback}
 
 
 def replica_status(client: PublicationClient) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def replica_status(client: PublicationClient) -> dict[str, Any]:
     Raises:
         PublishingError: The replica cannot be reached, or the server is not a replica.
     """
-    values: dict[str, Any] = json.loads(client.act("replica", {}))
+    values: dict[str, Any] = json.loads(client.act("status", {}))
+    if "served" not in values:
+        raise PublishingError(f"{client.address}: is a publisher, expected a replica")
     return values
 
 

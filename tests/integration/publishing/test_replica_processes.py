@@ -16,6 +16,7 @@ from forks import Forks, forks
 
 from headrace.errors import PublishingError
 from headrace.publishing.client import PublicationClient
+from headrace.publishing.freshness import freshness_of
 from headrace.publishing.guard import GuardLimits
 from headrace.publishing.publications import PublicationFolder
 from headrace.publishing.replica import Replica
@@ -77,7 +78,9 @@ def test_a_replica_follows_and_answers_to_its_actions(
         np.testing.assert_array_equal(replica.tables.read(GROUP, every_key()), publisher.expected[version])
     assert roll_back(client, 2, "by  hand") == 2
     assert str(replica_status(client)["held"]).endswith("UTC: by hand")
-    assert replica_status(client)["cut_at"] == 3.0
+    assert freshness_of(replica_status(client), 10.0)["replica.seconds_behind"] == 7.0
+    assert freshness_of(replica_status(client), 10.0)["replica.is_held"] == 1.0
+    assert client.status().versions == (1, 2, 3)
     assert roll_back(client, "newest", "fixed") == 3
     with pytest.raises(PublishingError, match="version 9: is not in memory, expected one of 1, 2, 3"):
         roll_back(client, 9, "why")
