@@ -112,7 +112,7 @@ def speed(report: harness.Report, log: BudgetLog, num_rows: int, num_passes: int
     rates: dict[str, list[float]] = {arm: [] for arm in FORMATS}
     for round_ in range(1 + num_passes):
         for arm in FORMATS if round_ % 2 == 0 else reversed(FORMATS):
-            seconds = one_pass(log, None, 1.0, round_, rows=arm).cpu_seconds
+            seconds = sum(one_pass(log, None, 1.0, round_, rows=arm).cpu_seconds)
             if round_:  # the first compiles
                 rates[arm].append(log.num_rows / seconds)
     for arm, rounds in rates.items():

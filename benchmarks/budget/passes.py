@@ -33,7 +33,7 @@ class PassResult:
         log_loss: Mean log loss in nats of predictions made before their rows were trained on.
         auc: Area under the ROC curve of the same predictions.
         seconds: Seconds of each step.
-        cpu_seconds: CPU seconds of all steps.
+        cpu_seconds: Processor seconds of each step.
         lookup_seconds: Seconds of reading the rows of each batch once more, after the last step.
         num_bytes: Bytes of the tables at the end.
         budget_bytes: The budget.
@@ -42,7 +42,7 @@ class PassResult:
     log_loss: float
     auc: float
     seconds: list[float]
-    cpu_seconds: float
+    cpu_seconds: list[float]
     lookup_seconds: list[float]
     num_bytes: int
     budget_bytes: int
@@ -75,14 +75,13 @@ def one_pass(
         num_dense=log.num_dense, sparse_keys=list(log.num_ids), num_labels=1, embeddings=config, seed=seed
     )
     step = TrainingStep(model, torch.optim.Adam(model.parameters(), lr=DENSE_LR))
-    logits, labels, seconds = [], [], []
-    cpu_start = time.process_time()
+    logits, labels, seconds, cpu_seconds = [], [], [], []
     for batch in log.fresh():
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         logits.append(step(batch).logits[:, 0])
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
         labels.append(batch.labels.numpy()[:, 0])
-    cpu_seconds = time.process_time() - cpu_start
     (bags,) = embedding_bags(model).values()
     lookup_seconds = []
     for batch in log.fresh()[-LOOKUPS:]:
