@@ -26,6 +26,7 @@ from headrace.cli.inspect import inspect
 from headrace.cli.launch import launch
 from headrace.cli.placement import placement
 from headrace.cli.predict import predict
+from headrace.cli.publish import publish
 from headrace.cli.replay import replay
 from headrace.cli.replica import replica
 from headrace.cli.report import report
@@ -64,6 +65,7 @@ AFTER_IMPORT: Commands = (
     checkpoints,
     restore,
     export,
+    publish,
     freshness,
     doctor,
     warmup,

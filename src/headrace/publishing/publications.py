@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -63,6 +63,7 @@ class Publication:
         chains: For each table group, the segments of each part, oldest first; see `Chain`. Numbers are versions.
         checkpoint: Fingerprint of the checkpoint with the same parameters; None if there is none.
         divisions: How the keys of table groups are divided into parts, if they are in shards.
+        weights: How float32 weights are stored, in all segments of its chains; see `PublishConfig`.
         files: Its other files by name, `DENSE` and `JOB`.
     """
 
@@ -75,6 +76,7 @@ class Publication:
     chains: Chains
     checkpoint: str | None = None
     divisions: dict[str, Any] = field(default_factory=dict)
+    weights: Literal["exact", "int8"] = "exact"
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def to_content(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class Publication:
             "rows_changed": self.rows_changed,
             "checkpoint": self.checkpoint,
             "divisions": self.divisions,
+            "weights": self.weights,
             "tables": {name: [asdict(header) for header in parts] for name, parts in self.tables.items()},
             "chains": chains_to_json(self.chains),
         }

@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ class Cut:
         job: The job as YAML.
         checkpoint: Fingerprint of the checkpoint with the same parameters, if there is one.
         cut_at: When it was made, in seconds since 1970.
+        divisions: How table groups are divided into parts, if the rows are not in this process.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Cut:
     job: str
     checkpoint: str | None
     cut_at: float
+    divisions: dict[str, Any] = field(default_factory=dict)
 
 
 class RowsInShards(Protocol):
@@ -129,28 +131,38 @@ class PublicationWriter:
             return None
         self._lineage = newest.lineage
         parts = {name: len(each) for name, each in newest.chains.items()}
-        is_same = checkpoint is not None and checkpoint == newest.checkpoint and newest.version == self._number
-        is_same = is_same and parts == dict(num_parts) and newest.divisions == dict(divisions or {})
-        if not is_same or not self._has_segments(newest):
-            self._warn(f"version {self._number} is not that of the checkpoint; the next one has all rows")
+        if checkpoint is None or checkpoint != newest.checkpoint or newest.version != self._number:
+            reason = "it is not that of the checkpoint"
+        elif newest.weights != self._config.weights:
+            reason = f"its weights are {newest.weights}"
+        elif parts != dict(num_parts) or newest.divisions != dict(divisions or {}):
+            reason = "its rows are divided in another way"
+        else:
+            reason = self._missing_segment(newest)
+        if reason:
+            self._warn(f"version {self._number} is not continued, the next one has all rows: {reason}")
             return None
         self._chains.follow(newest.chains)
         self._continues = newest.version
         return newest.version
 
-    def _has_segments(self, publication: Publication) -> bool:
+    def _missing_segment(self, publication: Publication) -> str:
+        """What is wrong with the segments of a version, as far as it is seen without reading them; "" if nothing is."""
         try:
             for name, parts in publication.chains.items():
                 for entry in (entry for chain in parts for entry in chain):
                     Segment(self.folder.segments.place(name), entry)
         except TornCheckpoint as error:
-            self._warn(str(error))
-            return False
-        return True
+            return str(error)
+        return ""
 
     def has_base(self, table_group: str) -> bool:
         """Whether a delta can continue a chain; otherwise the next one needs everything."""
         return self._chains.has_base(table_group)
+
+    def start_anew(self) -> None:
+        """Have the next version begin new chains, because its rows do not follow those of the last one."""
+        self._chains.needs_base |= set(self._chains.newest)
 
     @property
     def is_idle(self) -> bool:
@@ -219,9 +231,16 @@ class PublicationWriter:
                 headers = _take_headers(place, counts)
             chains = self._chains.continued(entries)
             rows = sum(entry.rows for parts in entries.values() for entry in parts)
-            divisions = {} if shards is None else shards.divisions
+            divisions = cut.divisions if shards is None else shards.divisions
             about = number, self._lineage, cut.step, cut.cut_at, rows
-            return Publication(*about, headers, chains, checkpoint=cut.checkpoint, divisions=divisions)
+            return Publication(
+                *about,
+                headers,
+                chains,
+                checkpoint=cut.checkpoint,
+                divisions=divisions,
+                weights=self._config.weights,
+            )
 
         try:
             with self._naming:

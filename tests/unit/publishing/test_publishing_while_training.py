@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from published_rows import assert_newest_is_the_checkpoint, rows_at, rows_of_checkpoint
 
-from headrace.embeddings.changes.quantization import weights_of
 from headrace.errors import CheckpointError
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.publishing import writer as writing
 from headrace.publishing.publications import PublicationFolder
 from headrace.training import JobConfig, Trainer
-from headrace.training.checkpoint import CheckpointFolder
 
 
 @pytest.fixture(scope="module")
@@ -47,57 +46,6 @@ def job_of(folder: Path, logs: Path, publish: dict[str, Any] | None = None, **em
         },
     }
     return JobConfig.from_dict(job, where="job").resolve(folder)
-
-
-def rows_at(folder: PublicationFolder, version: int) -> dict[tuple[str, int, int], bytes]:
-    """The rows of a version, by following all versions before it, and the same in one step."""
-    rows: dict[tuple[str, int, int], bytes] = {}
-    since = 0
-    for each in [*[v for v in folder.versions() if v < version], version]:
-        changes = folder.changes(folder.load(each), since)
-        rows = {} if changes.is_everything else rows
-        _apply(changes.blocks, rows)
-        since = each
-    at_once: dict[tuple[str, int, int], bytes] = {}
-    _apply(folder.changes(folder.load(version), 0).blocks, at_once)
-    assert at_once == rows
-    return rows
-
-
-def _apply(blocks: Any, rows: dict[tuple[str, int, int], bytes]) -> None:
-    for name, section, block in blocks:
-        weights = weights_of(block) if section == "rows" else None
-        for place, key in enumerate(zip(block["tables"].tolist(), block["ids"].tolist(), strict=True)):
-            if weights is None:
-                rows.pop((name, *key), None)
-            else:
-                rows[(name, *key)] = weights[place].tobytes()
-
-
-def rows_of_checkpoint(run: Path) -> dict[tuple[str, int, int], bytes]:
-    snapshot, _ = CheckpointFolder(run / "checkpoints").load_latest()
-    assert snapshot is not None
-    return {
-        (name, table, each): weights.tobytes()
-        for name, state in snapshot.columns.items()
-        for table, each, weights in zip(
-            state["tables"].tolist(), state["ids"].tolist(), np.asarray(state["weights"]), strict=True
-        )
-    }
-
-
-def assert_newest_is_the_checkpoint(run: Path) -> int:
-    folder = PublicationFolder(run / "publications")
-    newest = folder.newest()
-    assert newest is not None
-    assert rows_at(folder, newest.version) == rows_of_checkpoint(run)
-    snapshot, _ = CheckpointFolder(run / "checkpoints").load_latest()
-    assert snapshot is not None
-    dense = folder.dense(newest)
-    assert {name: array.tobytes() for name, array in dense.items()} == {
-        name: array.tobytes() for name, array in snapshot.arrays["dense"].items()
-    }
-    return newest.version
 
 
 def test_the_newest_version_has_the_rows_of_the_trainer_and_a_later_run_continues_it(
@@ -139,7 +87,7 @@ def test_after_a_kill_the_next_version_has_all_rows(tmp_path: Path, logs: Path) 
     assert forgotten > first
     lines: list[str] = []
     Trainer(job_of(tmp_path, logs), on_message=lines.append).run(windows=1)
-    assert any(f"version {forgotten} is not that of the checkpoint" in line for line in lines)
+    assert any(f"version {forgotten} is not continued" in line for line in lines)
     assert_newest_is_the_checkpoint(tmp_path / "run")
     after = folder.load(forgotten + 1)
     assert all(chain[0].first == forgotten + 1 for (chain,) in after.chains.values())
