@@ -3,8 +3,9 @@
 A table group (dimension 16, row-wise Adagrad, 92 bytes a row with id and metadata) is trained; after each version all
 policies write the same changes in the same format of files. `zipf`: a tenth of the rows changes per version, chosen
 by a Zipf law of exponent 1.05; `uniform`: any tenth. Restores read files that the system's cache does not have; their
-limit is reading the bytes of all rows in sequence, with nothing done to them. The stall is the time in which a step
-waits for a checkpoint, as a part of all time, in a loop of updates.
+limit is reading the bytes of all rows in sequence, with nothing done to them. `large` is `zipf` with ten times as many
+rows, of which a naive chain and ours are written; fixed costs, such as opening files, matter less there. The stall is
+the time in which a step waits for a checkpoint, as a part of all time, in a loop of updates.
 """
 
 from __future__ import annotations
@@ -70,20 +71,17 @@ def changed_ids(kind: str, num_rows: int, rng: np.random.Generator, places: np.n
     return np.sort(rng.permutation(found)[:count])
 
 
-def policies(report: harness.Report, kind: str, num_rows: int, num_versions: int, folder: Path) -> None:
-    """Bytes and restores of all policies on one stream of changes."""
+def policies(report: harness.Report, kind: str, num_rows: int, num_versions: int, folder: Path) -> str:
+    """Bytes and restores of policies on one stream of changes; returns the name of the case."""
     rng = np.random.default_rng(1)
     places = rng.permutation(num_rows)
-    arms: dict[str, Policy] = {}
-    for name, make in (
-        ("whole", Whole),
-        ("differential", Differential),
-        ("incremental", Incremental),
-        ("incrcp", IncrCP),
-    ):
-        arms[name] = make(_new(folder / name))
+    peers: dict[str, type[Policy]] = {"incremental": Incremental}
+    if kind != "large":
+        peers = {"whole": Whole, "differential": Differential, **peers, "incrcp": IncrCP}
+    arms = {name: make(_new(folder / name)) for name, make in peers.items()}
     arms[OURS] = Ours(_new(folder / OURS), num_versions)
-    arms[f"{OURS}, int8"] = Ours(_new(folder / "int8"), num_versions, weights="int8")
+    if kind != "large":
+        arms[f"{OURS}, int8"] = Ours(_new(folder / "int8"), num_versions, weights="int8")
     group = new_group(num_rows)
     train(group, np.arange(num_rows), rng)
     changed_bytes = []
@@ -92,13 +90,13 @@ def policies(report: harness.Report, kind: str, num_rows: int, num_versions: int
             if number > 1:
                 train(group, changed_ids(kind, num_rows, rng, places), rng)
             delta: Delta = group.delta()
-            state = group.state_dict()
+            state = {} if kind == "large" else group.state_dict()
             for arm in arms.values():
                 arm.save(number, delta, state)
             group.mark_saved(delta.version)
             changed_bytes.append(RAW_BYTES * len(delta.rows["ids"]))
             progress.update(number)
-    case = f"{kind}, {num_versions} versions"
+    case = f"{kind}, {num_versions} versions of {num_rows:,} rows"
     live_bytes = RAW_BYTES * num_rows
     for name, arm in arms.items():
         arm.close()
@@ -107,6 +105,7 @@ def policies(report: harness.Report, kind: str, num_rows: int, num_versions: int
         if name != "whole":
             report.add(case, name, "bytes on the disk over all rows", "", [arm.disk_bytes() / live_bytes])
     restores(report, case, arms, num_versions, live_bytes, folder)
+    return case
 
 
 def restores(
@@ -190,11 +189,12 @@ def lossy(report: harness.Report, num_rows: int, folder: Path) -> None:
 def goals(report: harness.Report, cases: list[str]) -> None:
     """What was to be reached, and what was."""
     for case in cases:
-        written, whole = (report.median(case, arm, WRITTEN) for arm in (OURS, "whole"))
+        written = report.median(case, OURS, WRITTEN)
         report.goal(f"{case}: bytes written per changed byte", "<= 1.1", f"{written:.2f}", met=written <= 1.1)
-        report.goal(f"{case}: fewer bytes than whole", ">= 6x", f"{whole / written:.1f}x", met=whole >= 6 * written)
-        int8 = report.median(case, f"{OURS}, int8", WRITTEN)
-        report.goal(f"{case}: int8, fewer bytes than raw rows", ">= 4x", f"{1 / int8:.1f}x", met=4 * int8 <= 1)
+        if not case.startswith("large"):
+            whole, int8 = (report.median(case, arm, WRITTEN) for arm in ("whole", f"{OURS}, int8"))
+            report.goal(f"{case}: fewer bytes than whole", ">= 6x", f"{whole / written:.1f}x", met=whole >= 6 * written)
+            report.goal(f"{case}: int8, fewer bytes than raw rows", ">= 4x", f"{1 / int8:.2f}x", met=4 * int8 <= 1)
         ratio = next(ratio.value for ratio in report.ratios if (ratio.case, ratio.against) == (case, "incremental"))
         report.goal(f"{case}: restore, faster than a naive chain", ">= 6.6x", f"{ratio:.1f}x", met=ratio >= 6.6)
         share = next(limit.share for limit in report.limits if limit.case == case)
@@ -217,16 +217,15 @@ def main(options: argparse.Namespace) -> None:
     use_threads(None)
     num_rows, num_versions, steps = (20_000, 20, 300) if options.quick else (200_000, 150, 3_000)
     report = harness.Report("bench_checkpoints")
-    notes: dict[str, Any] = {"rows": num_rows, "changed rows per version": int(SHARE * num_rows)}
+    notes: dict[str, Any] = {"changed rows per version": f"{SHARE:.0%} of all rows"}
     report.notes |= notes
     cases = []
     with tempfile.TemporaryDirectory(prefix="headrace-bench-checkpoints-", dir=options.folder or None) as folder:
-        for kind in ("zipf", "uniform"):
-            policies(report, kind, num_rows, num_versions, _new(Path(folder) / kind))
-            cases.append(f"{kind}, {num_versions} versions")
+        for kind, size in (("zipf", num_rows), ("uniform", num_rows), ("large", 10 * num_rows)):
+            cases.append(policies(report, kind, size, num_versions, _new(Path(folder) / kind)))
             shutil.rmtree(Path(folder) / kind)
         stall(report, num_rows, steps, Path(folder))
-        lossy(report, 11_000 if options.quick else 220_000, Path(folder))
+        lossy(report, 11_000 if options.quick else 110_000, Path(folder))
     goals(report, cases)
     report.finish(options)
 
