@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,7 @@ class RowReader:
     """Reads rows of a table group as `EmbeddingStore.read` does without counts.
 
     Args:
-        headers: The headers of its parts; those of all versions that it reads have the same tables.
+        headers: The headers of its parts at a version.
 
     Raises:
         CheckpointError: A table has properties that are unknown.
@@ -41,11 +40,13 @@ class RowReader:
     Attributes:
         embedding_dim: Dimension of rows.
         width, dtype: Numbers of a stored row, and their dtype.
+        identity: What is the same in all versions whose rows can be kept together.
     """
 
     def __init__(self, headers: Sequence[TableGroupHeader]) -> None:
         header = headers[0]
-        self.identity = self.identity_of(headers)
+        shape = [dict(header.partition or {}).get(key) for key in ("count", "owners")]
+        self.identity = header.tables, header.embedding_dim, header.seed, header.retention is None, shape
         names = [table["name"] for table in header.tables]
         self.embedding_dim, self._row_format = header.embedding_dim, header.tables[0]["rows"]
         if self._row_format not in FORMATS:
@@ -67,15 +68,6 @@ class RowReader:
         self._missing = np.array(_read_by_missing(header), np.int32)
         if header.retention is not None and not self._has_factors:
             self._missing[:num_tables] = np.where(self._shared_sizes > 0, SHARED, ZEROS)
-
-    @staticmethod
-    def identity_of(headers: Sequence[TableGroupHeader]) -> tuple[Any, ...]:
-        """What is the same in all versions that one reader can read."""
-        header = headers[0]
-        partition = dict(header.partition or {})
-        shape = [partition.get(key) for key in ("count", "owners")]
-        counts = list(header.admission_counts)
-        return header.tables, header.embedding_dim, header.seed, header.retention is None, counts, shape
 
     def read(self, arrays: RowArrays, version: int, keys: Keys) -> Float32s:
         """Rows of keys [U] at a version, float32 [U, D]; thread-safe."""

@@ -89,7 +89,7 @@ class ServedTables:
         self.keep = keep
         self._versions: dict[int, ServedVersion] = {}
         self._rows: dict[str, VersionedRows] = {}
-        self._readers: dict[str, RowReader] = {}
+        self._readers: dict[int, dict[str, RowReader]] = {}  # by version
         self._view: View | None = None
         self._views: deque[tuple[int, weakref.ref[View]]] = deque()  # with numbers, oldest first
         self._num_views = 0
@@ -155,7 +155,7 @@ class ServedTables:
             newest = max(self._versions, default=0)
             if about.version <= newest:
                 raise CheckpointError(f"version {about.version}: is not newer than {newest}, the newest in memory")
-            self._prepare(headers)
+            readers = self._prepare(headers)
             for rows in self._rows.values():
                 rows.begin(about.version, everything=everything)
             try:
@@ -169,7 +169,7 @@ class ServedTables:
                     self._retire(rows, rows.abort())
                 raise
             with self._noting:
-                self._versions[about.version] = about
+                self._versions[about.version], self._readers[about.version] = about, readers
             if serve or self._view is None:
                 self.serve(about.version)
             self._forget_oldest()
@@ -189,25 +189,27 @@ class ServedTables:
                     f"{', '.join(map(str, held)) or 'none: no version was applied yet'}"
                 )
             arrays = {name: rows.arrays for name, rows in self._rows.items()}
-            view = View(about, dict(self._readers), arrays)
+            view = View(about, self._readers[version], arrays)
             self._num_views += 1
             self._views.append((self._num_views, weakref.ref(view)))
             self._view = view
 
-    def _prepare(self, headers: Headers) -> None:
+    def _prepare(self, headers: Headers) -> dict[str, RowReader]:
+        """The readers of a version, and room for its rows."""
+        readers = {name: RowReader(parts) for name, parts in headers.items()}
         if not self._versions:
-            readers = {name: RowReader(parts) for name, parts in headers.items()}
             self._rows = {name: VersionedRows(reader.width, reader.dtype) for name, reader in readers.items()}
-            self._readers = readers
-        names = set(self._readers) ^ set(headers)
-        differing = names or {
-            name for name, parts in headers.items() if RowReader.identity_of(parts) != self._readers[name].identity
+            return readers
+        before = self._readers[max(self._versions)]
+        differing = set(before) ^ set(readers) or {
+            name for name, reader in readers.items() if reader.identity != before[name].identity
         }
         if differing:
             raise CheckpointError(
                 f"table group {min(differing)}: differs from that of earlier versions; "
                 "restart the replica with a new folder"
             )
+        return readers
 
     def _forget_oldest(self) -> None:
         """Give up the oldest versions beyond `keep`, but never the one that is served or a later one."""
@@ -217,7 +219,7 @@ class ServedTables:
             oldest = min(held[-self.keep :][0], served)
             for version in held:
                 if version < oldest:
-                    del self._versions[version]
+                    del self._versions[version], self._readers[version]
         for rows in self._rows.values():
             self._retire(rows, rows.forget_before(oldest))
         self._reuse()

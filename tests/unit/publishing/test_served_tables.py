@@ -261,3 +261,13 @@ def test_int8_rows_of_a_publication_are_read_within_their_bound() -> None:
     served.apply(about(1), HEADERS, [(GROUP, "rows", columns)], everything=True)
     found = served.read(GROUP, keys_of(np.arange(100)))
     assert np.all(np.abs(found - rows) <= np.abs(rows).max(axis=1, keepdims=True) / 252 * 1.01)
+
+
+def test_admission_may_change_between_versions() -> None:
+    served, found = ServedTables(), []
+    for version, count in ((1, 1), (2, 0)):
+        headers = {GROUP: [TableGroupHeader.of([table("a", admission_count=count)], 0)]}
+        served.apply(about(version), headers, simple_blocks(np.arange(3), 1.0), everything=version == 1)
+        found.append(served.read(GROUP, keys_of([9])).any())
+    served.serve(1)
+    assert [*found, served.read(GROUP, keys_of([9])).any()] == [False, True, False]
