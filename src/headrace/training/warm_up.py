@@ -207,7 +207,7 @@ def _train_once(optimizer: str, kind: str) -> None:
 
 
 def _train_rows_once(rows: str) -> None:
-    """Run a step of a table group with rows in a format."""
+    """Run steps of table groups with rows in a format, with and without a budget."""
     values = {"name": "warm up", "num_embeddings": 64, "embedding_dim": 8, "rows": rows}
     table = TableConfig.from_dict(values, where="warm up")
     group = TableGroup([table], seed=0)
@@ -215,14 +215,15 @@ def _train_rows_once(rows: str) -> None:
     group.read(keys)
     group.update(keys, np.zeros((4, 8), np.float32))
     TableGroup([table], seed=0).load_state_dict(group.state_dict())
+    _train_under_a_budget_once(rows)
 
 
-def _train_under_a_budget_once() -> None:
+def _train_under_a_budget_once(rows: str = "fp32") -> None:
     """Run steps of a table group with fewer rows than ids, so that rows move, and load its state."""
     use_threads(None)
     policy = {"kind": "importance", "admission": 0, "half_life_rows": 1}
     config = EmbeddingsConfig.from_dict(
-        {"budget": "2KiB", "retention": policy, "default": {"num_embeddings": 64}}, where="warm up"
+        {"budget": "2KiB", "retention": policy, "default": {"num_embeddings": 64, "rows": rows}}, where="warm up"
     )
     bags = EmbeddingBags(config, ["id"], 8, seed=0)
     assert bags.table_group is not None
