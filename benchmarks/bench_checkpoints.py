@@ -3,8 +3,8 @@
 A table group (dimension 16, row-wise Adagrad, 92 bytes a row with id and metadata) is trained; after each version all
 policies write the same changes in the same format of files. `zipf`: a tenth of the rows changes per version, chosen
 by a Zipf law of exponent 1.05; `uniform`: any tenth. Restores read files that the system's cache does not have; their
-limit is reading the bytes of all rows in sequence, with nothing done to them. `large` is `zipf` with ten times as many
-rows, of which a naive chain and ours are written; fixed costs, such as opening files, matter less there. The stall is
+limit is reading the bytes of all rows in sequence, with nothing done to them. `large` is `zipf` with more rows, of
+which a naive chain and ours are written; fixed costs, such as opening files, matter less there. The stall is
 the time in which a step waits for a checkpoint, as a part of all time, in a loop of updates.
 """
 
@@ -215,13 +215,15 @@ def _new(folder: Path) -> Path:
 def main(options: argparse.Namespace) -> None:
     """Run the benchmark."""
     use_threads(None)
-    num_rows, num_versions, steps = (20_000, 20, 300) if options.quick else (200_000, 150, 3_000)
+    num_rows, num_large, num_versions, steps = (
+        (20_000, 200_000, 20, 300) if options.quick else (200_000, 1_000_000, 150, 1_500)
+    )
     report = harness.Report("bench_checkpoints")
     notes: dict[str, Any] = {"changed rows per version": f"{SHARE:.0%} of all rows"}
     report.notes |= notes
     cases = []
     with tempfile.TemporaryDirectory(prefix="headrace-bench-checkpoints-", dir=options.folder or None) as folder:
-        for kind, size in (("zipf", num_rows), ("uniform", num_rows), ("large", 10 * num_rows)):
+        for kind, size in (("zipf", num_rows), ("uniform", num_rows), ("large", num_large)):
             cases.append(policies(report, kind, size, num_versions, _new(Path(folder) / kind)))
             shutil.rmtree(Path(folder) / kind)
         stall(report, num_rows, steps, Path(folder))
