@@ -1,0 +1,1 @@
+"""Parts of `bench_publish.py`: a star of network namespaces, and the processes at its ends."""
