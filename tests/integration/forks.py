@@ -16,6 +16,9 @@ PROGRAM = """
 import json, os, sys
 import headrace.cluster
 from headrace.cli import main
+from numba.core.registry import cpu_target
+
+cpu_target.target_context.refresh()  # imports what the first kernel of each fork would
 
 for line in sys.stdin:
     request = json.loads(line)

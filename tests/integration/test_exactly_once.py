@@ -31,8 +31,11 @@ training:
 
 CHILD = """
 import os, signal, sys, threading
+from numba.core.registry import cpu_target
 from headrace.cli import main
 from headrace.training.trainer import Trainer
+
+cpu_target.target_context.refresh()  # imports what the first kernel of each fork would
 
 asked = Trainer._should_stop
 
