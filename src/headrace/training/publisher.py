@@ -114,6 +114,11 @@ class Publisher:
         if self._process_group.share(self._cut_checkpoint != self._committed):
             self._cut(state, is_committed=True)
         self._settle()
+        if self._writer is not None:
+            writer = self._writer
+            num_bytes = f"{writer.num_written_bytes:,} bytes of rows, and {writer.num_merged_bytes:,} of merges"
+            bad = f"{self.num_late} were late, {writer.num_failed} failed"
+            self._lines.append((False, f"{writer.num_written} versions with {num_bytes}; {bad}"))
 
     def close(self) -> None:
         """Complete what is being written, and end the threads."""
@@ -147,7 +152,8 @@ class Publisher:
             if not self._is_late:
                 self._is_late = True
                 self.num_late += 1
-                self._lines.append((True, "publishing is behind: the next version is later, and has more changes"))
+                line = "publishing is behind: the next version is later, and has more changes"
+                self._lines += [(True, line)] if self.num_late == 1 else []
             return False
         return True
 

@@ -38,9 +38,11 @@ def _apply(blocks: Any, rows: dict[tuple[str, int, int], bytes]) -> None:
 def rows_of_checkpoint(run: Path) -> dict[tuple[str, int, int], bytes]:
     snapshot, _ = CheckpointFolder(run / "checkpoints").load_latest()
     assert snapshot is not None
+    states = [(name, state) for name, state in snapshot.columns.items()]
+    states += [(name, state) for name in snapshot.parts for state in snapshot.parts[name]]
     return {
         (name, table, each): weights.tobytes()
-        for name, state in snapshot.columns.items()
+        for name, state in states
         for table, each, weights in zip(
             state["tables"].tolist(), state["ids"].tolist(), np.asarray(state["weights"]), strict=True
         )

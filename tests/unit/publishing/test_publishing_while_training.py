@@ -112,7 +112,8 @@ def test_a_full_disk_is_told_and_the_next_version_has_the_changes(
     assert any("was not published, the next one has its changes" in line and "No space left" in line for line in lines)
     assert_newest_is_the_checkpoint(tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
-    assert any(record["who"] == "publishing" for record in records)
+    reasons = [record["reason"] for record in records if record["who"] == "publishing"]
+    assert any(reason.endswith("; 0 were late, 4 failed") for reason in reasons)
 
 
 def test_rows_under_a_budget_lose_and_get_rows(tmp_path: Path, logs: Path) -> None:
