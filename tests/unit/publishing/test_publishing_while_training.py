@@ -51,7 +51,7 @@ def job_of(folder: Path, logs: Path, publish: dict[str, Any] | None = None, **em
 def test_the_newest_version_has_the_rows_of_the_trainer_and_a_later_run_continues_it(
     tmp_path: Path, logs: Path
 ) -> None:
-    for window in range(3):
+    for window in range(2):
         Trainer(job_of(tmp_path, logs, {"base_every": 6})).run(windows=1)
         version = assert_newest_is_the_checkpoint(tmp_path / "run")
         assert version > 9 * (window + 1)
