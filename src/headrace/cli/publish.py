@@ -13,6 +13,14 @@ def publish(
     listen: Annotated[
         str | None, typer.Option(help="HOST:PORT on which replicas find the versions; port 0 for any free port.")
     ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="redis://HOST:PORT/DB?prefix=NAME or a folder for Parquet files, which get the newest version; can be "
+            "repeated.",
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Publish the newest checkpoint, and end.")] = False,
     weights: Annotated[str, typer.Option(help="exact, or int8 as in training.publish.")] = "exact",
     keep: Annotated[int, typer.Option(min=2, help="Number of newest versions to keep.")] = 100,
@@ -29,9 +37,11 @@ def publish(
     A run with training.publish writes versions itself, which are then only served. By default, the server listens on
     loopback only; other addresses need a token and TLS. It runs until it is stopped.
 
+    With --to, the newest version is also kept in Redis, or what changed is written as Parquet files, for systems
+    without headrace.
+
     Example: headrace publish job.yaml --listen 127.0.0.1:9100
     """
-    import time
     from contextlib import ExitStack
 
     from headrace.cli.signals import stop_on_signals
@@ -40,6 +50,7 @@ def publish(
     from headrace.publishing.config import PublishConfig
     from headrace.publishing.publications import PublicationFolder
     from headrace.publishing.server import PublicationServer
+    from headrace.publishing.sinks.feeding import Feeder, feeding, open_sink
     from headrace.training.checkpoint_publisher import CheckpointPublisher, publishes_itself
     from headrace.training.run_folder import RunFolder, find_run
 
@@ -60,6 +71,12 @@ def publish(
             server = stack.enter_context(PublicationServer(publications, listen, security=security))
             host, _ = split_address(listen)
             typer.echo(f"publish: serving on {f'[{host}]' if ':' in host else host}:{server.port}")
+        feeders = []
+        for target in to or ():
+            sink = open_sink(target)
+            stack.callback(sink.close)
+            feeders.append(Feeder(PublicationFolder(RunFolder(folder).publications, keep=keep), sink, typer.echo))
+        pause = stack.enter_context(feeding([] if once else feeders))
         while not stop.asked:
             version, lines = (None, []) if publisher is None else publisher.step()
             for line in lines:
@@ -70,6 +87,8 @@ def publish(
                     f"version {version.version}: step {version.step:,}, {version.rows_changed:,} rows, "
                     f"{num_bytes / 1e6:.1f} MB"
                 )
-            if once or (publisher is None and listen is None):
+            if once or (publisher is None and listen is None and not feeders):
+                if sum(not feeder.feed() for feeder in feeders):
+                    raise typer.Exit(1)
                 break
-            time.sleep(every_s)
+            pause(every_s)

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from published_rows import assert_newest_is_the_checkpoint, rows_at, rows_of_checkpoint
 from typer.testing import CliRunner
@@ -114,3 +116,27 @@ def test_the_command_publishes_once_and_leaves_runs_that_publish_themselves(tmp_
     assert "publish: serving on 127.0.0.1:" in result.output
     assert folder.versions() == versions
     assert_newest_is_the_checkpoint(run)
+
+
+def test_the_command_writes_parquet_deltas(tmp_path: Path, logs: Path) -> None:
+    rows: dict[tuple[str, int], bytes] = {}
+    for version in (1, 2):
+        run = train(tmp_path, logs)
+        result = CliRunner().invoke(app, ["publish", str(run), "--once", "--to", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        assert f"out: version {version} of step" in result.output
+        place = tmp_path / "out" / f"{version:08d}"
+        for path in place.glob("removed.*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                rows.pop((row["table"], row["id"]), None)
+        for path in place.glob("rows.*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                rows[row["table"], row["id"]] = np.float32(row["weights"]).tobytes()
+    folder = PublicationFolder(run / "publications")
+    newest = folder.newest()
+    assert newest is not None
+    names = {name: [table["name"] for table in parts[0].tables] for name, parts in newest.tables.items()}
+    expected = {(names[name][table], each): row for (name, table, each), row in rows_of_checkpoint(run).items()}
+    assert rows == expected
+    result = CliRunner().invoke(app, ["publish", str(run), "--once", "--to", "s3://bucket/rows"])
+    assert "expected redis://HOST:PORT/DB or a folder" in str(result.exception)
