@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from headrace.training import Trainer
 
 JOB = """\
 # Trains on clustered/, window by window. Try: headrace train {job}
@@ -18,15 +21,23 @@ embeddings:
   tables:
     items: {{feature_names: [item, history], pooling: {{history: mean}}, init_scale: 0.05}}
 model: {{kind: dlrm, embedding_dim: 16, bottom: [64, 32], top: [128, 64]}}
-training: {{batch_size: 512, dense_optimizer: {{kind: adam, lr: 0.001}}}}
+training:
+  batch_size: 512
+  dense_optimizer: {{kind: adam, lr: 0.001}}
+  publish: {{every_s: 1}}
 """
+
+
+NUM_CHECKED = 1_000
+"""Ids whose rows the replica is asked for."""
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; existing logs in it are reused.")] = Path("demo-run"),
     rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
 ) -> None:
-    """Generate session logs, cluster them by session, train three windows one after the other, and write a report.
+    """Generate session logs, cluster them by session, train three windows one after the other, write a report, and have a
+    replica follow the versions of the model that were published meanwhile.
 
     Example: headrace demo --out demo-run
     """
@@ -71,4 +82,42 @@ def demo(
         f"\nduplication factor: each computed feature value serves {savings.values_factor:.2f} rows, "
         f"each id {savings.ids_factor:.2f}"
     )
+    typer.echo(f"\n{_replicate(trainer, out / 'replica')}")
     typer.echo(f"\njob: {job}\nreport: {write_report(trainer.run_folder.path)}")
+
+
+def _replicate(trainer: Trainer, folder: Path) -> str:
+    """Follow the published versions over a socket, as a replica does; returns a line about what it has."""
+    import numpy as np
+
+    from headrace.embeddings import embedding_bags
+    from headrace.embeddings.keys import Keys
+    from headrace.errors import PublishingError
+    from headrace.publishing.client import PublicationClient
+    from headrace.publishing.publications import PublicationFolder
+    from headrace.publishing.replica import Replica
+    from headrace.publishing.server import PublicationServer
+    from headrace.training.commits import table_group_name
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with PublicationServer(PublicationFolder(trainer.run_folder.publications), "127.0.0.1:0") as server:
+        source = PublicationClient(f"127.0.0.1:{server.port}")
+        newest = source.wait(0, timeout_s=0.0).newest
+        replica = Replica(PublicationFolder(folder), [source], address="demo", on_message=typer.echo)
+        replica.note(source.address, newest)
+        while replica.tables.served != newest:
+            if replica.step() is None and replica.tables.served != newest:
+                raise PublishingError(f"replica: serves {replica.tables.served}, expected version {newest}")
+        replica.close()
+    ids = np.arange(NUM_CHECKED)
+    num_equal = 0
+    for module, bags in embedding_bags(trainer.components.model).items():
+        keys = Keys(np.zeros(len(ids), dtype=np.int32), ids, np.zeros(len(ids), dtype=np.int32))
+        assert bags.table_group is not None
+        found = replica.tables.read(table_group_name(module), keys)
+        num_equal += int((bags.table_group.read(keys) == found).all(axis=1).sum())
+    view, num_bytes = replica.tables.view, sum(replica.download.num_bytes.values())
+    return (
+        f"replica: version {newest} of step {view.about.step:,}, from {num_bytes / 1e6:.1f} MB; "
+        f"{num_equal:,} of {len(ids):,} ids read the same bits as in the trainer"
+    )
