@@ -36,8 +36,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder; existing logs in it are reused.")] = Path("demo-run"),
     rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
 ) -> None:
-    """Generate session logs, cluster them by session, train three windows one after the other, write a report, and have a
-    replica follow the versions of the model that were published meanwhile.
+    """Generate session logs, cluster them by session, and train three windows one after the other; then write a report,
+    and have a replica follow the versions of the model that were published meanwhile.
 
     Example: headrace demo --out demo-run
     """
