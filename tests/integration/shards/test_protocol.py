@@ -214,7 +214,7 @@ def test_a_malformed_request_gets_a_clear_error_and_the_shard_goes_on(serve: Ser
     [
         (b"\x80\x04garbage", "StreamHeader: given"),
         (b"[1]", "StreamHeader: given list, expected a JSON object"),
-        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 8"),
+        (StreamHeader(99, "read", "s", "t", 0, "fp32").to_json(), "protocol 99: this shard uses 9"),
         (StreamHeader(PROTOCOL, "drop", "s", "t", 0, "fp32").to_json(), "call 'drop': expected one of: read"),
         (StreamHeader(PROTOCOL, "read", "s", "t", 0, "fp8").to_json(), "precision 'fp8': expected one of"),
         (StreamHeader(PROTOCOL, "read", "s", "u", 0, "fp32").to_json(), "table group 'u': expected one of: t"),
