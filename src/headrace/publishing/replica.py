@@ -84,7 +84,6 @@ class Replica:
         self._news = threading.Condition()  # of `_states`
         self._heard_at: float | None = None
         self._said = ""
-        self._freshness = Freshness()
 
     def restore(self) -> None:
         """Serve the newest version of the folder that is not damaged, or the one it was rolled back to.
