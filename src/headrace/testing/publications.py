@@ -17,14 +17,18 @@ from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.publishing.publications import DENSE, JOB, Publication, PublicationFolder
 
-__all__ = ["RowPublisher"]
+__all__ = ["GROUPS", "RowPublisher"]
 
+GROUPS = {"embeddings": 1, "linear": -1}
+"""Table groups, and the sign of their rows."""
 Key = tuple[int, int]
 """Number of the table, and id."""
 
 
 class RowPublisher:
-    """Publishes versions of two tables, `items` and `users`, of one table group.
+    """Publishes versions of two tables, `items` and `users`, of table groups `embeddings` and `linear`.
+
+    Tables of both groups have the same names and ids, as those of a DeepFM; rows of `linear` are negative.
 
     Args:
         path: Folder of the publications.
@@ -34,7 +38,7 @@ class RowPublisher:
 
     Attributes:
         folder: The publications.
-        rows: Rows of the newest version, float32 [D].
+        rows: Rows of `embeddings` in the newest version, float32 [D].
         version: The newest version.
     """
 
@@ -46,7 +50,7 @@ class RowPublisher:
         self.version = 0
         self._header = TableGroupHeader.of(tables, seed=3)
         self._lineage, self._as_int8 = lineage, as_int8
-        self._chain: Chain = ()
+        self._chains: Chains = {}
 
     def publish(
         self, rows: Mapping[Key, float], removed: Iterable[Key] = (), *, is_base: bool = False, cut_at: float = 1.5
@@ -59,32 +63,32 @@ class RowPublisher:
         for key in removed:
             del self.rows[key]
         self.rows |= changed
-        is_base = is_base or not self._chain
+        is_base = is_base or not self._chains
         columns = _columns(list(self.rows if is_base else changed))
         order = zip(columns["tables"].tolist(), columns["ids"].tolist(), strict=True)
-        weights = [self.rows[key] for key in order]
-        columns["weights"] = np.array(weights, dtype=np.float32).reshape(-1, len(steps))
-        delta = Delta(
-            since=0 if is_base else 1,
-            version=2,
-            removed=_columns([] if is_base else removed),
-            rows=quantized(columns) if self._as_int8 else columns,
-            waiting=_columns([]),
-            whole={},
-        )
-        name = self.folder.segments.new_name(self.version, self.version)
-        entry = write_delta(self.folder.segments.place("embeddings") / name, delta, first=self.version)
-        self._chain = (entry,) if entry.is_base else (*self._chain, entry)
-        chains: Chains = {"embeddings": (self._chain,)}
+        weights = np.array([self.rows[key] for key in order], dtype=np.float32).reshape(-1, len(steps))
+        gone = _columns([] if is_base else removed)
+        names = []
+        for group, sign in GROUPS.items():
+            rows_of_group = columns | {"weights": np.float32(sign) * weights}
+            rows_of_group = quantized(rows_of_group) if self._as_int8 else rows_of_group
+            delta = Delta(0 if is_base else 1, 2, gone, rows_of_group, _columns([]), {})
+            names.append(self.folder.segments.new_name(self.version, self.version))
+            entry = write_delta(self.folder.segments.place(group) / names[-1], delta, first=self.version)
+            before: Chain = () if entry.is_base else self._chains[group][0]
+            self._chains[group] = ((*before, entry),)
 
         def write(place: Path) -> Publication:
             save_file({"bias": np.full(1, self.version, dtype=np.float32)}, place / DENSE)
             (place / JOB).write_text("run: run\n")
-            headers: dict[str, tuple[TableGroupHeader, ...]] = {"embeddings": (self._header,)}
-            return Publication(self.version, self._lineage, 10 * self.version, cut_at, len(changed), headers, chains)
+            headers: dict[str, tuple[TableGroupHeader, ...]] = dict.fromkeys(GROUPS, (self._header,))
+            return Publication(
+                self.version, self._lineage, 10 * self.version, cut_at, len(changed), headers, dict(self._chains)
+            )
 
         publication = self.folder.add(self.version, write)
-        self.folder.segments.forget_name(name)
+        for name in names:
+            self.folder.segments.forget_name(name)
         return publication
 
 

@@ -15,7 +15,7 @@ from headrace.errors import ConfigError, StorageError
 from headrace.publishing.sinks import redis_sink
 from headrace.publishing.sinks.feeding import Feeder, open_sink
 from headrace.publishing.sinks.redis_sink import RedisSink
-from headrace.testing.publications import RowPublisher
+from headrace.testing.publications import GROUPS, RowPublisher
 
 redis = pytest.importorskip("redis", reason="needs the extra publish: redis")
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server: apt install redis")
@@ -85,22 +85,33 @@ def publisher(tmp_path: Path) -> RowPublisher:
     return RowPublisher(tmp_path)
 
 
-def rows_of(publisher: RowPublisher) -> dict[tuple[str, int], bytes]:
-    return {(NAMES[table], each): row.tobytes() for (table, each), row in publisher.rows.items()}
+Rows = dict[tuple[str, str, int], bytes]
+"""By table group, table and id."""
 
 
-def read_all(server: Server) -> tuple[int, dict[tuple[str, int], bytes]]:
+def rows_of(publisher: RowPublisher) -> Rows:
+    return {
+        (group, NAMES[table], each): (sign * row).tobytes()
+        for group, sign in GROUPS.items()
+        for (table, each), row in publisher.rows.items()
+    }
+
+
+def read_all(server: Server) -> tuple[int, Rows]:
     """The version, and the rows that a reader finds, in one transaction."""
+    tables = [(group, name) for group in GROUPS for name in NAMES]
     while True:
         generation = server.client.hget("news", "generation").decode()
         with server.client.pipeline() as pipeline:
             pipeline.hmget("news", "version", "generation")
-            for name in NAMES:
-                pipeline.hgetall(f"news:{generation}:{name}")
-            (version, now), *tables = pipeline.execute()
+            for group, name in tables:
+                pipeline.hgetall(f"news:{generation}:{group}:{name}")
+            (version, now), *contents = pipeline.execute()
         if now.decode() == generation:
             rows = {
-                (name, int(each)): row for name, found in zip(NAMES, tables, strict=True) for each, row in found.items()
+                (*table, int(each)): row
+                for table, found in zip(tables, contents, strict=True)
+                for each, row in found.items()
             }
             return int(version), rows
 
@@ -113,7 +124,7 @@ def check(server: Server, publisher: RowPublisher) -> None:
     assert read_all(server) == (publisher.version, rows_of(publisher))
     keys = {key.decode() for key in server.client.keys("*")}
     generation = server.client.hget("news", "generation").decode()
-    tables = {f"news:{generation}:{NAMES[table]}" for table, _ in publisher.rows}
+    tables = {f"news:{generation}:{group}:{NAMES[table]}" for table, _ in publisher.rows for group in GROUPS}
     assert keys == {"news", "news:dense", "news:job"} | tables, "nothing else is left"
 
 
@@ -146,7 +157,7 @@ def test_the_reader_of_the_documentation_reads_rows_of_one_version(
     code = text.split("### Redis")[1].split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(code.replace("redis.Redis()", f"redis.Redis(port={server.port})"), names)
-    version, rows = names["read"]("items", [-2, 1, 7], prefix="news")
+    version, rows = names["read"]("embeddings", "items", [-2, 1, 7], prefix="news")
     names["server"].close()
     assert version == 1
     assert [None if row is None else row.tolist() for row in rows] == [[2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0], None]
@@ -155,7 +166,7 @@ def test_the_reader_of_the_documentation_reads_rows_of_one_version(
 def test_many_changes_become_a_generation(
     server: Server, sink: RedisSink, publisher: RowPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_sink, "MAX_TRANSACTION_ROWS", 10)
+    monkeypatch.setattr(redis_sink, "MAX_TRANSACTION_ROWS", 20)
     monkeypatch.setattr(redis_sink, "ROWS_PER_CALL", 3)
     feeder = feeder_of(publisher, sink)
     publisher.publish({(0, each): float(each) for each in range(40)})
@@ -246,8 +257,8 @@ def test_readers_never_see_parts_of_a_version(
     is_over.set()
     reader.join()
     for version, rows in seen:
-        assert len(rows) == 100
-        assert {np.frombuffer(row, np.float32)[0] for row in rows.values()} == {float(version)}
+        assert len(rows) == 200
+        assert {abs(np.frombuffer(row, np.float32)[0]) for row in rows.values()} == {float(version)}
 
 
 def test_a_server_that_is_killed_and_comes_back_gets_the_newest_version(
@@ -283,12 +294,12 @@ def test_a_full_server_keeps_the_version_that_it_has(server: Server, sink: Redis
     feeder = feeder_of(publisher, sink)
     publisher.publish({(0, 1): 1.0})
     feeder.feed()
-    before = server.client.hgetall("news:1:items")
+    before = server.client.hgetall("news:1:embeddings:items")
     server.client.config_set("maxmemory", 1)
     publisher.publish({(0, 1): 2.0, (0, 2): 1.0})
     assert not feeder.feed()
     assert server.client.hget("news", "version") == b"1"
-    assert server.client.hgetall("news:1:items") == before
+    assert server.client.hgetall("news:1:embeddings:items") == before
     server.client.config_set("maxmemory", 0)
     assert feeder.feed()
     check(server, publisher)

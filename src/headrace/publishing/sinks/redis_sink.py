@@ -4,10 +4,10 @@ A version becomes visible in one transaction. That of a delta has its rows. If t
 rows, they are first written to hashes that no reader looks at (a *generation*), in many calls, and the transaction only
 moves the pointer to them::
 
-    headrace               version 7, generation 3            headrace              version 8, generation 8
-    headrace:3:items       1: ..., 2: ..., 5: ...      -->    headrace:8:items      1: ..., 2: ..., 9: ...
-    headrace:unfinished    8
-    headrace:8:items       1: ..., 2: ... (written)
+    headrace                     version 7, generation 3           version 8, generation 8
+    headrace:3:embeddings:items  1: ..., 2: ..., 5: ...     -->
+    headrace:8:embeddings:items  1: ..., 2: ... (written)          1: ..., 2: ..., 9: ...
+    headrace:unfinished          8
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from headrace.errors import ConfigError, MissingExtra, StorageError
 from headrace.publishing.publications import DENSE, JOB, Publication, PublicationFolder
-from headrace.publishing.sinks.sink import Cursor, rows_by_table, tables_of
+from headrace.publishing.sinks.sink import Cursor, rows_by_table
 
 __all__ = ["RedisSink"]
 
@@ -186,23 +186,27 @@ class RedisSink:
 
 
 def _calls(publication: Publication, table_group: str, columns: Any) -> Iterator[tuple[str, Call]]:
-    """HSET and HDEL of a block, with the table, and without the key."""
+    """HSET and HDEL of a block, with the end of the key: table group and table. Tables of two groups share names."""
     for table, ids, weights in rows_by_table(publication, table_group, columns):
+        name = f"{table_group}:{table}"
         fields = [b"%d" % each for each in ids.tolist()]
         if weights is None:
             for begin in range(0, len(fields), ROWS_PER_CALL):
-                yield table, ("HDEL", *fields[begin : begin + ROWS_PER_CALL])
+                yield name, ("HDEL", *fields[begin : begin + ROWS_PER_CALL])
             continue
         data, width = weights.astype("<f4", copy=False).tobytes(), 4 * weights.shape[1]
         pairs = [b""] * (2 * len(fields))
         pairs[::2] = fields
         pairs[1::2] = [data[at : at + width] for at in range(0, len(data), width)]
         for begin in range(0, len(pairs), 2 * ROWS_PER_CALL):
-            yield table, ("HSET", *pairs[begin : begin + 2 * ROWS_PER_CALL])
+            yield name, ("HSET", *pairs[begin : begin + 2 * ROWS_PER_CALL])
 
 
 def _description(publication: Publication, generation: str) -> dict[str, str | int | float]:
-    tables = {name: {"embedding_dim": dim} for name, (_, dim) in tables_of(publication).items()}
+    tables = {
+        name: {"embedding_dim": parts[0].embedding_dim, "tables": [str(table["name"]) for table in parts[0].tables]}
+        for name, parts in publication.tables.items()
+    }
     return {
         "format": FORMAT,
         "lineage": publication.lineage,

@@ -15,7 +15,7 @@ from headrace.embeddings.changes.quantization import weights_of
 from headrace.embeddings.storage.row_formats import as_tensor, to_float32
 from headrace.publishing.publications import Publication, PublicationFolder
 
-__all__ = ["Cursor", "Sink", "rows_by_table", "tables_of"]
+__all__ = ["Cursor", "Sink", "rows_by_table"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release connections."""
-
-
-def tables_of(publication: Publication) -> dict[str, tuple[str, int]]:
-    """The table group and dimension of each table."""
-    return {
-        str(table["name"]): (name, parts[0].embedding_dim)
-        for name, parts in publication.tables.items()
-        for table in parts[0].tables
-    }
 
 
 def rows_by_table(
