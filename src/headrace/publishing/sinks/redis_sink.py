@@ -28,9 +28,9 @@ FORMAT = "headrace-redis 1"
 PREFIX = "headrace"
 
 ROWS_PER_CALL = 1_000
-"""Rows of an HSET or HDEL. Redis answers nobody else meanwhile: about a millisecond."""
+"""Rows of an HSET or HDEL. Redis answers nobody else meanwhile: 0.4 ms at dimension 16."""
 MAX_TRANSACTION_ROWS = 100_000
-"""Rows of a transaction. Redis answers nobody else while it is executed, about 0.1 s for as many rows."""
+"""Rows of a transaction. Redis answers nobody else while it is executed: 43 ms for as many at dimension 16."""
 CALLS_AT_ONCE = 16
 """Calls that are sent before their answers are awaited."""
 CONNECT_S, ANSWER_S = 5.0, 60.0
