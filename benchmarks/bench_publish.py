@@ -380,7 +380,7 @@ def main(options: argparse.Namespace) -> None:
     """Run the benchmark."""
     report = harness.Report("bench_publish")
     if options.quick:
-        sizes = {"rows": 50_000, "seconds": 2.0, "every_s": 0.25, "touches_per_s": 100_000, "links": (0.1,)}
+        sizes = {"rows": 50_000, "seconds": 1.5, "every_s": 0.25, "touches_per_s": 100_000, "links": (0.1,)}
         rounds, model_rows, num_reads = 1, 200_000, 20_000
     else:
         sizes = {"rows": 500_000, "seconds": 10.0, "every_s": 0.1, "touches_per_s": 200_000, "links": (0.1, 1.0)}
@@ -389,7 +389,7 @@ def main(options: argparse.Namespace) -> None:
     rollback(report, model_rows, 21)
     torn_reads(report, 20_000, num_reads)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-publish-") as folder:
-        quality(report, 12_000 if options.quick else 600_000, Path(folder))
+        quality(report, 6_000 if options.quick else 600_000, Path(folder))
     why_not = can_make_namespaces()
     if why_not:
         print(f"links: left out, {why_not}", file=sys.stderr)
