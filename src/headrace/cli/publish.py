@@ -57,7 +57,7 @@ def publish(
     folder = find_run(run)
     config = PublishConfig.from_dict({"weights": weights, "keep": keep}, where="headrace publish")
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
+        stop = stack.enter_context(stop_on_signals("after this version"))
         publisher = None if publishes_itself(folder) else CheckpointPublisher(folder, config)
         if publisher is not None:
             stack.callback(publisher.close)

@@ -25,8 +25,10 @@ class StopWish:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopWish]:
+def stop_on_signals(what: str = "after this step, with a checkpoint") -> Iterator[StopWish]:
     """Within this context the first SIGINT, SIGTERM or SIGHUP only sets `asked`; the next one acts as usual.
+
+    It also prints `what` the command does before it stops.
 
     A closing terminal may send SIGHUP several times, so further ones are ignored. Under `nohup` all are ignored.
     """
@@ -42,7 +44,7 @@ def stop_on_signals() -> Iterator[StopWish]:
         if number == signal.SIGHUP:
             leave_closed_terminal()
         with suppress(OSError):  # nobody reads the output any more
-            typer.echo("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately", err=True)
+            typer.echo(f"stopping {what}; press Ctrl-C again to stop immediately", err=True)
 
     for number in before:
         signal.signal(number, ask)
