@@ -383,7 +383,7 @@ def main(options: argparse.Namespace) -> None:
         sizes = {"rows": 50_000, "seconds": 1.5, "every_s": 0.25, "touches_per_s": 100_000, "links": (0.1,)}
         rounds, model_rows, num_reads = 1, 200_000, 20_000
     else:
-        sizes = {"rows": 500_000, "seconds": 10.0, "every_s": 0.1, "touches_per_s": 200_000, "links": (0.1, 1.0)}
+        sizes = {"rows": 500_000, "seconds": 5.0, "every_s": 0.1, "touches_per_s": 200_000, "links": (0.1, 1.0)}
         rounds, model_rows, num_reads = 3, 2_000_000_000 // (4 * DIM), 1_000_000
     report.notes |= {key: value for key, value in sizes.items() if key != "links"}
     rollback(report, model_rows, 21)
