@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -369,6 +370,8 @@ class SnapshotSender(PeerSender):
 
     def close(self) -> None:
         super().close()
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # otherwise `accept` keeps the port
         self._server.close()
 
 
