@@ -12,16 +12,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Self
 
-from schedule.links import can_make_namespaces
+from schedule.links import can_make_namespaces, give_device, limit_device, run, run_in_namespace
 
 __all__ = ["Star", "can_make_namespaces"]
 
 HUB = f"headrace-{os.getpid()}-hub"
-SAVED_S = 0.002
-"""Seconds of unused bandwidth that a bucket saves up."""
 
 ECHO = """
 import socket, sys
@@ -65,23 +63,16 @@ class Star:
 
     def __enter__(self) -> Self:
         for name in (HUB, *self._names):
-            _run("ip", "netns", "add", name)
-            self._stack.callback(_run, "ip", "netns", "del", name)
-        _inside(HUB, "ip", "link", "add", "hub", "type", "bridge")
-        _inside(HUB, "ip", "link", "set", "hub", "up")
+            run("ip", "netns", "add", name)
+            self._stack.callback(run, "ip", "netns", "del", name)
+        run_in_namespace(HUB, "ip", "link", "add", "hub", "type", "bridge")
+        run_in_namespace(HUB, "ip", "link", "set", "hub", "up")
         for name, inner, outer, host in zip(self._names, self._inner, self._outer, self.hosts, strict=True):
-            _run("ip", "link", "add", inner, "type", "veth", "peer", "name", outer)
-            _run("ip", "link", "set", inner, "netns", name)
-            _run("ip", "link", "set", outer, "netns", HUB)
-            _inside(HUB, "ip", "link", "set", outer, "master", "hub")
-            _inside(HUB, "ip", "link", "set", outer, "up")
-            for place in ("all", inner):
-                _inside(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
-            _inside(name, "ip", "link", "set", "lo", "up")
-            _inside(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
-            _inside(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
-            _inside(name, "ip", "link", "set", inner, "up")
-            _inside(name, "ip", "addr", "add", f"{host}/24", "dev", inner)
+            run("ip", "link", "add", inner, "type", "veth", "peer", "name", outer)
+            run("ip", "link", "set", outer, "netns", HUB)
+            run_in_namespace(HUB, "ip", "link", "set", outer, "master", "hub")
+            run_in_namespace(HUB, "ip", "link", "set", outer, "up")
+            give_device(name, inner, host)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -93,13 +84,9 @@ class Star:
 
     def set_rate(self, gbit: float) -> None:
         """Limit each end's link in both directions."""
-        burst = max(131_072, int(gbit * 1e9 / 8 * SAVED_S))
-        limit = ["rate", f"{gbit * 1000:g}mbit", "burst", str(burst), "limit", "16000000"]
         ends = [*zip(self._names, self._inner, strict=True), *((HUB, outer) for outer in self._outer)]
         for name, device in ends:
-            with suppress(subprocess.CalledProcessError):
-                _inside(name, "tc", "qdisc", "del", "dev", device, "root")
-            _inside(name, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+            limit_device(name, device, gbit)
 
     def sent_bytes(self, end: int) -> int:
         """Bytes that an end has sent so far, with headers."""
@@ -116,11 +103,3 @@ class Star:
         finally:
             server.kill()
             server.wait()
-
-
-def _inside(name: str, *command: str) -> None:
-    _run("ip", "netns", "exec", name, *command)
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

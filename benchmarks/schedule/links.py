@@ -46,20 +46,12 @@ class Link:
         if self.is_real:
             for name in NAMES:
                 with suppress(subprocess.CalledProcessError):
-                    _run("ip", "netns", "del", name)
-                _run("ip", "netns", "add", name)
-                self._stack.callback(_run, "ip", "netns", "del", name)
-            _run("ip", "link", "add", DEVICES[0], "type", "veth", "peer", "name", DEVICES[1])
+                    run("ip", "netns", "del", name)
+                run("ip", "netns", "add", name)
+                self._stack.callback(run, "ip", "netns", "del", name)
+            run("ip", "link", "add", DEVICES[0], "type", "veth", "peer", "name", DEVICES[1])
             for name, device, host in zip(NAMES, DEVICES, HOSTS, strict=True):
-                _run("ip", "link", "set", device, "netns", name)
-                for place in ("all", device):
-                    _run_in_namespace(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
-                # Loopback keeps only one address; otherwise it would claim all of 127.0.0.0/8.
-                _run_in_namespace(name, "ip", "link", "set", "lo", "up")
-                _run_in_namespace(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
-                _run_in_namespace(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
-                _run_in_namespace(name, "ip", "link", "set", device, "up")
-                _run_in_namespace(name, "ip", "addr", "add", f"{host}/24", "dev", device)
+                give_device(name, device, host)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,18 +79,38 @@ class Link:
         if not self.is_real:
             return
         for name, device in zip(NAMES, DEVICES, strict=True):
-            with suppress(subprocess.CalledProcessError):
-                _run_in_namespace(name, "tc", "qdisc", "del", "dev", device, "root")
-            if gbit is not None:
-                # The bucket holds 2 ms of data, but at least two of the largest packets of a veth.
-                burst = max(131_072, int(gbit * 1e9 / 8 * 0.002))
-                limit = ["rate", f"{gbit * 1000:g}mbit", "burst", str(burst), "limit", "16000000"]
-                _run_in_namespace(name, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+            limit_device(name, device, gbit)
 
 
-def _run_in_namespace(name: str, *command: str) -> None:
-    _run("ip", "netns", "exec", name, *command)
+def give_device(name: str, device: str, host: str) -> None:
+    """Move a device into a namespace, where it has a loopback address, which others reach over it."""
+    run("ip", "link", "set", device, "netns", name)
+    for place in ("all", device):
+        run_in_namespace(name, "sysctl", "-qw", f"net.ipv4.conf.{place}.route_localnet=1")
+    # Loopback keeps only one address; otherwise it would claim all of 127.0.0.0/8.
+    run_in_namespace(name, "ip", "link", "set", "lo", "up")
+    run_in_namespace(name, "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
+    run_in_namespace(name, "ip", "addr", "add", "127.0.0.1/32", "dev", "lo")
+    run_in_namespace(name, "ip", "link", "set", device, "up")
+    run_in_namespace(name, "ip", "addr", "add", f"{host}/24", "dev", device)
 
 
-def _run(*command: str) -> None:
+def limit_device(name: str, device: str, gbit: float | None) -> None:
+    """Limit what a device sends; None removes the limit."""
+    with suppress(subprocess.CalledProcessError):
+        run_in_namespace(name, "tc", "qdisc", "del", "dev", device, "root")
+    if gbit is not None:
+        # The bucket holds 2 ms of data, but at least two of the largest packets of a veth.
+        burst = max(131_072, int(gbit * 1e9 / 8 * 0.002))
+        limit = ["rate", f"{gbit * 1000:g}mbit", "burst", str(burst), "limit", "16000000"]
+        run_in_namespace(name, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+
+
+def run_in_namespace(name: str, *command: str) -> None:
+    """Run a command in a namespace."""
+    run("ip", "netns", "exec", name, *command)
+
+
+def run(*command: str) -> None:
+    """Run a command, without its output."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

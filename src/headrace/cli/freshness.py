@@ -54,8 +54,7 @@ def freshness(
     from headrace.publishing.client import PUBLISH_TOKEN, PublicationClient
     from headrace.publishing.freshness import FRESHNESS, prometheus_text
 
-    authority = None if tls_authority is None else tls_authority.read_bytes()
-    security = ClientSecurity(read_token(token_file, PUBLISH_TOKEN), authority)
+    security = ClientSecurity.of_files(read_token(token_file, PUBLISH_TOKEN), tls_authority)
     clients = [PublicationClient(address, security=security) for address in replicas]
     found, problems = _read(clients)
     if as_json:

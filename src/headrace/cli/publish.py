@@ -62,11 +62,7 @@ def publish(
         if publisher is not None:
             stack.callback(publisher.close)
         if listen is not None:
-            security = ServerSecurity(
-                token=read_token(token_file, PUBLISH_TOKEN),
-                certificate=None if tls_cert is None else tls_cert.read_bytes(),
-                key=None if tls_key is None else tls_key.read_bytes(),
-            )
+            security = ServerSecurity.of_files(read_token(token_file, PUBLISH_TOKEN), tls_cert, tls_key)
             publications = PublicationFolder(RunFolder(folder).publications, keep=keep)
             server = stack.enter_context(PublicationServer(publications, listen, security=security))
             host, _ = split_address(listen)

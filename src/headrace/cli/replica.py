@@ -66,13 +66,7 @@ def replica(
         in_memory=in_memory,
         patience_s=patience_s,
         limits=None if guard is None else GuardLimits.of(guard),
-        server_security=ServerSecurity(
-            token=token,
-            certificate=None if tls_cert is None else tls_cert.read_bytes(),
-            key=None if tls_key is None else tls_key.read_bytes(),
-        ),
-        client_security=ClientSecurity(
-            token=token, authority=None if tls_authority is None else tls_authority.read_bytes()
-        ),
+        server_security=ServerSecurity.of_files(token, tls_cert, tls_key),
+        client_security=ClientSecurity.of_files(token, tls_authority),
         on_message=typer.echo,
     )

@@ -32,10 +32,7 @@ def rollback(
 
     if to != "newest" and not (to.isdigit() and int(to) > 0):
         raise ConfigError(f"--to: given {to!r}, expected a version or newest")
-    security = ClientSecurity(
-        token=read_token(token_file, PUBLISH_TOKEN),
-        authority=None if tls_authority is None else tls_authority.read_bytes(),
-    )
+    security = ClientSecurity.of_files(read_token(token_file, PUBLISH_TOKEN), tls_authority)
     failed = False
     for address in replicas:
         client = PublicationClient(address, security=security)

@@ -47,11 +47,7 @@ def shard(
     from headrace.embeddings.shards.security import ServerSecurity, read_token
     from headrace.embeddings.storage.config import StorageConfig
 
-    security = ServerSecurity(
-        token=read_token(token_file),
-        certificate=None if tls_cert is None else tls_cert.read_bytes(),
-        key=None if tls_key is None else tls_key.read_bytes(),
-    )
+    security = ServerSecurity.of_files(read_token(token_file), tls_cert, tls_key)
     given = {
         "kind": storage,
         "memory": storage_memory,

@@ -13,15 +13,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from headrace.embeddings.changes.growing_chains import GrowingChains
 from headrace.embeddings.changes.segments import Segment
 from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
+from headrace.files import writing
 from headrace.publishing.download import Download, Source
 from headrace.publishing.following import SourceState, choose_source, newest_known
 from headrace.publishing.freshness import Freshness
 from headrace.publishing.guard import Guard, GuardLimits
 from headrace.publishing.hold import Hold, read_hold, save_hold
 from headrace.publishing.publications import Publication, PublicationFolder
+from headrace.publishing.published_chains import PublishedChains
 from headrace.publishing.served_tables import ServedTables, ServedVersion
 
 __all__ = ["Replica"]
@@ -75,9 +76,7 @@ class Replica:
         self._freshness = Freshness()
         self._guard = None if limits is None else Guard(limits)
         self._mine: Publication | None = None  # the newest version of the folder
-        self._chains = GrowingChains(folder.segments, "auto")
-        self._naming = threading.Lock()  # held while chains change, or files are fetched that continue them
-        self._merged: set[str] = set()  # segments that no version names yet
+        self._chains = PublishedChains(folder.segments, "auto")
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="replica-merge")
         self._merging: Future[None] | None = None
         self._control = threading.RLock()  # held while the served version or `hold` changes
@@ -89,8 +88,10 @@ class Replica:
         """Serve the newest version of the folder that is not damaged, or the one it was rolled back to.
 
         Raises:
-            CheckpointError: The folder cannot be read.
+            CheckpointError: The folder cannot be read, or not be created.
         """
+        with writing(self.folder.path, CheckpointError):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.sweep()
         hold = read_hold(self.folder.path)
         if hold is not None:
@@ -244,12 +245,9 @@ class Replica:
 
     def _fetch(self, address: str, version: int) -> float | None:
         try:
-            with self._naming:
+            with self._chains.naming:
                 added = self.download.fetch(self._sources[address], version, self._mine, self._chains.newest)
                 self._chains.has_written(added.chains)
-                for name in self._merged:  # it is named now, or was merged again
-                    self.folder.segments.forget_name(name)
-                self._merged.clear()
                 self._mine = added
         except TornCheckpoint as error:
             self._say(f"refused: {error}")
@@ -313,13 +311,10 @@ class Replica:
         while plan := self._chains.next_merge():
             name, merged, _ = plan
             try:
-                entry = self._chains.merge(name, merged)
+                self._chains.merge(name, merged)
             except CheckpointError as error:
                 self._say(f"segments were not merged: {error}")
                 return
-            with self._naming:
-                self._chains.replace(name, merged, entry)
-                self._merged.add(entry.name)
 
     def _say(self, line: str) -> None:
         if line != self._said:

@@ -19,9 +19,9 @@ import pyarrow.flight as fl
 
 from headrace.embeddings.changes.chains import SEGMENT_NAME
 from headrace.embeddings.changes.segment_folder import NAME as SEGMENTS
-from headrace.embeddings.shards.flight import TokenCheck, as_flight_errors, location
-from headrace.embeddings.shards.security import ServerSecurity, split_address
-from headrace.errors import ConfigError, PublishingError, TornCheckpoint
+from headrace.embeddings.shards.flight import SecureServer, as_flight_errors
+from headrace.embeddings.shards.security import ServerSecurity
+from headrace.errors import PublishingError, TornCheckpoint
 from headrace.manifest import MANIFEST, open_regular
 from headrace.publishing.publications import PublicationFolder
 
@@ -53,7 +53,7 @@ Act = Callable[[dict[str, Any]], Any]
 """An action: a function from a JSON-able body to a JSON-able answer."""
 
 
-class PublicationServer(fl.FlightServerBase):  # type: ignore[misc]
+class PublicationServer(SecureServer):
     """A Flight server for a folder of publications. An invalid request gets a one-line error; the server continues.
 
     Args:
@@ -75,21 +75,12 @@ class PublicationServer(fl.FlightServerBase):  # type: ignore[misc]
         security: ServerSecurity | None = None,
         actions: Mapping[str, Act] | None = None,
     ) -> None:
-        security = security or ServerSecurity()
-        host, port = split_address(listen)
-        security.check(host)
         self.folder = folder
         self._actions: dict[str, Act] = {"status": self._status, "wait": self._wait, **(actions or {})}
         self._stopping = threading.Event()
         self._waiting = threading.Semaphore(MAX_WAITING)
         self._listed: tuple[int, list[int]] = -1, []  # time of change of the folder, and its versions
-        where = location(host, port, is_secure=security.key is not None)
-        certificates = None if security.key is None else [(security.certificate, security.key)]
-        middleware = {"token": TokenCheck(security)}
-        try:
-            super().__init__(where, tls_certificates=certificates, middleware=middleware)
-        except pa.ArrowException as error:
-            raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
+        super().__init__(listen, security)
 
     def shutdown(self) -> None:
         """End waiting requests, and stop."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 from safetensors.numpy import save_file
 
 from headrace.embeddings.changes.delta import Columns, Delta
-from headrace.embeddings.changes.growing_chains import GrowingChains
 from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.changes.segments import Segment, SegmentEntry, write_delta
 from headrace.embeddings.tables.state import TableGroupHeader
@@ -23,6 +21,7 @@ from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.files import map_array
 from headrace.publishing.config import PublishConfig
 from headrace.publishing.publications import DENSE, JOB, Publication, PublicationFolder
+from headrace.publishing.published_chains import PublishedChains
 
 __all__ = ["Cut", "PublicationWriter", "RowsInShards"]
 
@@ -93,9 +92,7 @@ class PublicationWriter:
         self.num_written = self.num_failed = 0
         self.num_written_bytes = self.num_merged_bytes = 0
         self._config = config
-        self._chains = GrowingChains(folder.segments, config.base_every)
-        self._naming = threading.Lock()  # held while `_chains` and names of merged segments change
-        self._merged: set[str] = set()  # segments that no version names yet
+        self._chains = PublishedChains(folder.segments, config.base_every)
         self._lineage = uuid.uuid4().hex
         self._number = 0  # of the version that was started last
         self._continues: int | None = None  # the version up to which changes are acknowledged
@@ -243,13 +240,10 @@ class PublicationWriter:
             )
 
         try:
-            with self._naming:
+            with self._chains.naming:
                 written = self.folder.add(number, write)
                 self.num_written_bytes += self._chains.has_written(written.chains)
                 self._continues = number
-                for name in self._merged:  # it is named now, or was merged again
-                    segments.forget_name(name)
-                self._merged.clear()
         finally:
             for name in (name for of_group in names.values() for name in of_group):
                 segments.forget_name(name)
@@ -283,9 +277,6 @@ class PublicationWriter:
             except CheckpointError as error:
                 self._warn(f"segments were not merged: {error}")
                 return
-            with self._naming:
-                self._chains.replace(name, merged, entry)
-                self._merged.add(entry.name)
             self.num_merged_bytes += entry.bytes
             self._messages.append((False, f"{name}: merged {len(merged)} segments into {entry.name}: {reason}"))
 

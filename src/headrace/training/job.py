@@ -159,8 +159,8 @@ class ClusterConfig(Config):
 
     def security(self) -> ClientSecurity:
         """The token and the certificate authority, read from their files."""
-        authority = None if self.tls_authority is None else Path(self.tls_authority).read_bytes()
-        return ClientSecurity(read_token(self.token_file), authority)
+        authority = None if self.tls_authority is None else Path(self.tls_authority)
+        return ClientSecurity.of_files(read_token(self.token_file), authority)
 
     def options(self) -> GroupOptions:
         """The options of the shard client."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from headrace.errors import HeadraceError
+from headrace.errors import CheckpointError, HeadraceError
 from headrace.publishing.client import ServerStatus
 from headrace.publishing.guard import GuardLimits
 from headrace.publishing.publications import PublicationFolder
@@ -138,6 +138,12 @@ def test_a_restart_needs_no_source(publisher: PublishedTable, tmp_path: Path) ->
     dead = FolderSource(publisher.folder, "p:1")
     dead.is_up = False
     Follower(tmp_path / "replica", [dead]).check(publisher, 6)
+
+
+def test_a_folder_that_cannot_be_created_is_refused_at_the_start(publisher: PublishedTable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/replica: cannot be written: Not a directory"):
+        Follower(tmp_path / "file" / "replica", [FolderSource(publisher.folder, "p:1")])
 
 
 def test_a_file_that_was_cut_off_is_resumed_from_another_source(publisher: PublishedTable, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from headrace.embeddings.changes.row_kernels import join_planes
 
-__all__ = ["EncodedColumn", "Encoding", "decode_column", "encode_column"]
+__all__ = ["EncodedColumn", "Encoding", "decode_column", "encode_column", "from_bf16"]
 
 Encoding = Literal["raw", "integers", "gaps", "int8", "bf16"]
 
@@ -100,13 +100,13 @@ def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.
     dtype = np.dtype(about.dtype)
     if about.encoding == "int8":
         assert about.width is not None
-        scales = _from_bf16(raw[: 2 * num_rows].view(np.uint16))
+        scales = from_bf16(raw[: 2 * num_rows].view(np.uint16))
         values = raw[2 * num_rows :].view(np.int8).reshape(num_rows, about.width)
         with np.errstate(invalid="ignore"):
             weights: npt.NDArray[Any] = values * scales[:, None]
         return weights
     if about.encoding in ("raw", "bf16"):
-        numbers = raw.view(dtype) if about.encoding == "raw" else _from_bf16(raw.view(np.uint16))
+        numbers = raw.view(dtype) if about.encoding == "raw" else from_bf16(raw.view(np.uint16))
         return numbers if about.width is None else numbers.reshape(num_rows, about.width)
     integers = np.empty(num_rows, dtype=np.int64)
     join_planes(raw.reshape(about.plane_bytes, num_rows), about.base, about.encoding == "gaps", integers)
@@ -131,7 +131,7 @@ def _integers(column: npt.NDArray[Any], is_sorted: bool) -> tuple[Encoding, int,
 def _to_int8(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     scales = _to_bf16((np.abs(column).max(axis=1, initial=0) / np.float32(127)).astype(np.float32))
     scales[scales < SMALLEST_NORMAL] = 0  # smaller ones have fewer digits
-    factors = _from_bf16(scales)
+    factors = from_bf16(scales)
     with np.errstate(invalid="ignore"):
         values = np.rint(column / np.where(factors > 0, factors, 1)[:, None])
     values = np.clip(np.nan_to_num(values), -127, 127).astype(np.int8)  # infinity and NaN arrive as NaN
@@ -144,7 +144,8 @@ def _to_bf16(column: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return np.where(np.isnan(column), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
-def _from_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+def from_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The float32 numbers of the bits of bf16 numbers."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 

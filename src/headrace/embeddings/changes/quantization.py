@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Columns
+from headrace.embeddings.changes.encoding import from_bf16
 
 __all__ = ["quantized", "weights_of"]
 
@@ -38,7 +39,7 @@ def quantized(columns: Columns) -> Columns:
         weights, greatest = np.where(is_finite[:, None], weights, 0), np.where(is_finite, greatest, 0)
     bits = (greatest / np.float32(127)).view(np.uint32)
     scales = ((bits + np.uint32(0xFFFF)) >> np.uint32(16)).astype(np.uint16)  # up, so that no value is above 127
-    divisors = _floats(scales)
+    divisors = from_bf16(scales)
     values = np.rint(weights / np.where(divisors > 0, divisors, np.float32(1))[:, None])
     scales[~is_finite] = NOT_A_NUMBER
     return {**others, VALUES: values.astype(np.int8), SCALES: scales}
@@ -53,9 +54,5 @@ def weights_of(columns: Columns) -> npt.NDArray[np.generic]:
     if VALUES not in columns:
         weights: npt.NDArray[np.generic] = columns["weights"]
         return weights
-    floats: npt.NDArray[np.float32] = columns[VALUES] * _floats(columns[SCALES])[:, None]
+    floats: npt.NDArray[np.float32] = columns[VALUES] * from_bf16(columns[SCALES])[:, None]
     return floats
-
-
-def _floats(scales: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    return (scales.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -6,19 +6,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.flight as fl
 
 from headrace.embeddings.shards.requests import MAX_LINE
-from headrace.embeddings.shards.security import ServerSecurity
-from headrace.errors import HeadraceError
+from headrace.embeddings.shards.security import ServerSecurity, split_address
+from headrace.errors import ConfigError, HeadraceError
 
-__all__ = ["BROKEN", "TokenCheck", "as_flight_errors", "first_line", "flight_error", "location"]
+__all__ = ["BROKEN", "SecureServer", "as_flight_errors", "first_line", "flight_error", "location"]
 
 BROKEN = fl.FlightUnavailableError, fl.FlightCancelledError, fl.FlightTimedOutError
 """Errors of a connection, after which a request can be sent again."""
 
 
-class TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+class SecureServer(fl.FlightServerBase):  # type: ignore[misc]
+    """A Flight server with token and TLS.
+
+    Args:
+        listen: Address "host:port"; port 0 for any free port, see the attribute `port`.
+        security: Security settings; by default neither.
+
+    Raises:
+        ConfigError: An address other than loopback lacks token or TLS, certificate and key cannot be used, or the
+            address is in use.
+    """
+
+    def __init__(self, listen: str, security: ServerSecurity | None) -> None:
+        security = security or ServerSecurity()
+        host, port = split_address(listen)
+        security.check(host)
+        where = location(host, port, is_secure=security.key is not None)
+        certificates = None if security.key is None else [(security.certificate, security.key)]
+        try:
+            super().__init__(where, tls_certificates=certificates, middleware={"token": _TokenCheck(security)})
+        except pa.ArrowException as error:
+            raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
+
+
+class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]
     """Refuses calls without the token."""
 
     def __init__(self, security: ServerSecurity) -> None:

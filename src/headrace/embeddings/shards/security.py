@@ -37,6 +37,11 @@ class ServerSecurity:
     certificate: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
 
+    @classmethod
+    def of_files(cls, token: str | None, certificate: Path | None, key: Path | None) -> ServerSecurity:
+        """The settings with certificate and key from files."""
+        return cls(token, _read(certificate), _read(key))
+
     def check(self, host: str) -> None:
         """Check that an address other than loopback has a token and TLS.
 
@@ -71,6 +76,11 @@ class ClientSecurity:
 
     token: str | None = field(default=None, repr=False)
     authority: bytes | None = None
+
+    @classmethod
+    def of_files(cls, token: str | None, authority: Path | None) -> ClientSecurity:
+        """The settings with the authority from a file."""
+        return cls(token, _read(authority))
 
     def check(self, host: str, *, who: str = "shard", key: str = "cluster.tls_authority") -> None:
         """Check that a token and rows are not sent unencrypted to other machines.
@@ -128,6 +138,10 @@ def read_token(path: str | Path | None, variable: str = TOKEN_VARIABLE) -> str |
     if token is not None and not TOKEN.fullmatch(token):
         raise ConfigError(f"{where}: expected a token of printable ASCII characters without spaces, in one line")
     return token
+
+
+def _read(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
 
 
 def _check_key_pair(certificate: bytes, key: bytes) -> None:

@@ -15,7 +15,7 @@ import pyarrow.flight as fl
 
 from headrace.embeddings.changes.row_blocks import block_schema, pack_block
 from headrace.embeddings.shards.budgets import pack_demands
-from headrace.embeddings.shards.flight import TokenCheck, as_flight_errors, flight_error, location
+from headrace.embeddings.shards.flight import SecureServer, as_flight_errors, flight_error
 from headrace.embeddings.shards.merging import TrainerUpdate
 from headrace.embeddings.shards.precision import Precision, decode, encode
 from headrace.embeddings.shards.requests import (
@@ -32,7 +32,7 @@ from headrace.embeddings.shards.requests import (
     WriteDeltasRequest,
     parse,
 )
-from headrace.embeddings.shards.security import ServerSecurity, split_address
+from headrace.embeddings.shards.security import ServerSecurity
 from headrace.embeddings.shards.served_table_group import ServedTableGroup
 from headrace.embeddings.shards.shard import Shard
 from headrace.embeddings.shards.state_wire import IDS_SCHEMA, StateWire, unpack_ids_only
@@ -52,7 +52,7 @@ from headrace.embeddings.shards.wire import (
     rows_schema,
     update_schema,
 )
-from headrace.errors import ConfigError, ShardError
+from headrace.errors import ShardError
 
 __all__ = ["ACTIONS", "ShardServer"]
 
@@ -71,7 +71,7 @@ MAX_KEYS = 4_000_000
 """Maximum number of keys in a request: 288 MB with 64-byte rows, far more than a batch has."""
 
 
-class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
+class ShardServer(SecureServer):
     """A Flight server for one shard. Streams carry reads, updates, evictions and moves of rows, in order; actions
     carry everything else.
 
@@ -98,19 +98,10 @@ class ShardServer(fl.FlightServerBase):  # type: ignore[misc]
         threads: int = 1,
         max_keys: int = MAX_KEYS,
     ) -> None:
-        security = security or ServerSecurity()
-        host, port = split_address(listen)
-        security.check(host)
         self._shard = shard
         self._threads = threads
         self._max_keys = max_keys
-        where = location(host, port, is_secure=security.key is not None)
-        certificates = None if security.key is None else [(security.certificate, security.key)]
-        middleware = {"token": TokenCheck(security)}
-        try:
-            super().__init__(where, tls_certificates=certificates, middleware=middleware)
-        except pa.ArrowException as error:
-            raise ConfigError(f"--listen {listen}: cannot listen on this address; is the port in use?") from error
+        super().__init__(listen, security)
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Serve a stream of requests of one kind until the trainer closes it."""
