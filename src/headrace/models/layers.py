@@ -29,10 +29,14 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Do nothing, because `linear` initialises the layer."""
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it has so few outputs that it runs as a `fused_head`, unless it is in an `MLP`."""
+        return self.out_features <= MOST_HEAD_OUTPUTS and self.bias is not None
+
     def forward(self, *parts: Tensor) -> Tensor:
         """Apply the layer to an input, or to the concatenation of parts [B, width]; returns float32 [..., out]."""
-        is_head = self.out_features <= MOST_HEAD_OUTPUTS and self.bias is not None
-        if is_head and all(x.dim() == 2 for x in parts) and runs_compiled(self.weight, *parts):
+        if self.is_head and all(x.dim() == 2 for x in parts) and runs_compiled(self.weight, *parts):
             return fused_head(parts, self.weight, self.bias)
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return super().forward(x.to(self.weight.dtype))

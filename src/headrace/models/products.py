@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -39,6 +40,32 @@ def has_bf16_products() -> bool:
     return supported
 
 
+class _Switch:
+    """torch's process-wide switch. It is on as long as any thread needs it: each restoring what it found would leave
+    it on forever if two overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_users = 0
+        self._before = "none"
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_users == 0:
+                self._before = _mkldnn.matmul.fp32_precision
+                _mkldnn.matmul.fp32_precision = "bf16"
+            self._num_users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_users -= 1
+            if self._num_users == 0:
+                _mkldnn.matmul.fp32_precision = self._before
+
+
+_switch = _Switch()
+
+
 @contextmanager
 def full_rate() -> Iterator[None]:
     """Use oneDNN for float32 products within this context, if it computes them exactly.
@@ -48,12 +75,8 @@ def full_rate() -> Iterator[None]:
     if not is_full_rate_exact():
         yield
         return
-    before = _mkldnn.matmul.fp32_precision
-    _mkldnn.matmul.fp32_precision = "bf16"
-    try:
+    with _switch:
         yield
-    finally:
-        _mkldnn.matmul.fp32_precision = before
 
 
 @functools.cache

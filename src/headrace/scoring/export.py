@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from headrace.errors import ConfigError, HeadraceError, TornCheckpoint
@@ -15,6 +14,7 @@ from headrace.files import new_folder, write_text
 from headrace.logs import check_output
 from headrace.manifest import MANIFEST, Manifest
 from headrace.paths import local_path
+from headrace.scoring.forward import Forward
 from headrace.scoring.scorer import Scorer
 from headrace.tensors import Batch
 from headrace.training.checkpoint import Snapshot, read_arrays, write_arrays
@@ -59,13 +59,11 @@ class ExportedModel:
         self.plan = components.plan
         self.label_names = components.label_names
         self.is_regression = components.is_regression
-        self._model = components.model.eval()
+        self._forward = Forward(components.model)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Compute float32 [B, L]: logits, or predicted values of the labels for which `is_regression` is true."""
-        with torch.inference_mode():
-            logits: Tensor = self._model(batch)
-        return logits
+        return self._forward(batch)
 
 
 def export_model(
@@ -105,8 +103,7 @@ def export_model(
     with new_folder(out) as folder:
         _write(scorer, folder)
         exported = ExportedModel(folder)
-        with torch.inference_mode():
-            gaps = [float((exported(batch) - scorer.components.model(batch)).abs().max()) for batch in sample]
+        gaps = [float((exported(batch) - scorer.forward(batch)).abs().max()) for batch in sample]
         if not max(gaps) <= 1e-5:
             raise HeadraceError(
                 f"{out}: the export's logits differ by {max(gaps):.3g} from the model's, expected at most 1e-5"

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from headrace.embeddings import key_layouts
@@ -20,6 +19,7 @@ from headrace.logs.row_ids import RowIds
 from headrace.observe.progress import Progress
 from headrace.paths import local_path
 from headrace.pipeline import BatchIterator, RowStats
+from headrace.scoring.forward import Forward
 from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.batch_size import largest_batch
@@ -42,6 +42,7 @@ class Scorer:
         checkpoint: Number of the checkpoint.
         step: Optimizer steps at the checkpoint.
         components: Plan and model.
+        forward: Calls the model.
         rows: Row statistics of the last scoring pass.
     """
 
@@ -71,7 +72,7 @@ class Scorer:
         restore(snapshot, state, self.components.model, None, self.components.shape)
         self.checkpoint, self.step = snapshot.number, state.step
         self.rows = RowStats()
-        self.components.model.eval()
+        self.forward = Forward(self.components.model)
         use_threads(job.training.threads)
 
     def evaluate(self, path: str) -> dict[str, Scores]:
@@ -162,8 +163,7 @@ class Scorer:
         ):
             batch: Batch | None
             while (batch := next(batches, None)) is not None:
-                with torch.inference_mode():
-                    logits = self.components.model(batch).cpu().numpy()
+                logits = self.forward(batch).cpu().numpy()
                 self._count(batches, budget, progress)
                 yield batch, logits
             self._count(batches, budget, progress)  # bad rows after the last good one

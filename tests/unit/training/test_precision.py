@@ -87,3 +87,14 @@ def test_x86_processors_are_asked_for_their_instructions(monkeypatch: pytest.Mon
     for has_instructions in (False, True):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda value=has_instructions: value)
         assert has_bf16_products() is has_instructions
+
+
+def test_threads_that_overlap_leave_the_switch_as_it_was() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    first, second = full_rate(), full_rate()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not is_full_rate_exact() or torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
