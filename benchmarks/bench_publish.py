@@ -32,7 +32,7 @@ from publish.network import Star, can_make_namespaces
 
 from headrace.embeddings import Keys, TableConfig, embedding_bags
 from headrace.embeddings.changes.delta import Columns
-from headrace.embeddings.changes.quantization import quantized, weights_of
+from headrace.embeddings.changes.encoding import rounded
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.observe.progress import Progress
@@ -305,7 +305,7 @@ def round_rows(scorer: Scorer) -> None:
     for bags in embedding_bags(scorer.components.model).values():
         assert bags.table_group is not None
         columns = bags.table_group.state_dict()
-        bags.load_tables([columns | {"weights": weights_of(quantized(columns))}])
+        bags.load_tables([columns | {"weights": rounded(columns["weights"], "int8")}])
 
 
 def rollback(report: harness.Report, num_rows: int, rounds: int) -> None:

@@ -17,7 +17,7 @@ class PublishConfig(Config):
     every_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds between versions; if writing one takes longer, the next one is later and has more changes."""
     weights: Literal["exact", "int8"] = "exact"
-    """int8 publishes float32 rows with one byte per number, with an error of up to 1/252 of the row's maximum."""
+    """int8 publishes float32 rows with one byte per number, with an error of up to 1/253 of the row's maximum."""
     keep: int = Field(default=100, ge=2)
     """Number of newest versions to keep; a replica that has an older one fetches all rows."""
     base_every: Annotated[int | Literal["auto"], whole_number_or("auto", at_least=1)] = "auto"

@@ -14,7 +14,7 @@ from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.files import flush, writing
 from headrace.manifest import MANIFEST, FileEntry, Manifest, file_checksum
 from headrace.publishing.client import ServerStatus
-from headrace.publishing.publications import FORMAT, VERSION, Publication, PublicationFolder, segments_since
+from headrace.publishing.publications import FORMAT, READABLE, Publication, PublicationFolder, segments_since
 
 __all__ = ["Download", "Source"]
 
@@ -101,7 +101,7 @@ class Download:
             place.mkdir(parents=True, exist_ok=True)
             (place / MANIFEST).write_bytes(source.manifest(version))
         try:
-            return Publication.of_manifest(Manifest.read(place, FORMAT, VERSION))
+            return Publication.of_manifest(Manifest.read(place, FORMAT, *READABLE))
         except (TornCheckpoint, ValueError) as error:
             raise TornCheckpoint(f"{source.address}: version {version}: {error}") from error
         finally:

@@ -30,14 +30,16 @@ from headrace.embeddings.changes.merging import merged_blocks
 from headrace.embeddings.changes.segment_folder import SegmentFolder
 from headrace.embeddings.changes.segments import Segment
 from headrace.embeddings.tables.state import TableGroupHeader
-from headrace.errors import CheckpointError, TornCheckpoint
+from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
 from headrace.files import flush, writing
 from headrace.manifest import FileEntry, Manifest
 
 __all__ = ["DENSE", "JOB", "Changes", "Publication", "PublicationFolder", "segments_since"]
 
 FORMAT = "headrace-publication"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 had int8 rows in columns of their own; without them it is the same."""
 
 DENSE = "dense.safetensors"
 """File of the dense parameters and buffers of a publication, by name."""
@@ -100,8 +102,12 @@ class Publication:
 
         Raises:
             ValueError: The content is not that of a publication; the text has the first mistake.
+            VersionMismatch: Its int8 rows are of an earlier version of the format.
         """
         content = dict(manifest.content)
+        if manifest.version < VERSION and content.get("weights") == "int8":
+            given = f"version {content.get('number')}: has int8 rows of {FORMAT} version {manifest.version}"
+            raise VersionMismatch(f"{given}, expected version {VERSION}; delete the folder to publish it again")
         try:
             tables = _HEADERS.validate_python(content.pop("tables", None))
             chains = chains_of(content.pop("chains", None))
@@ -133,7 +139,8 @@ class Changes:
             are not among them, are gone.
         blocks: Table group, section (`removed` or `rows`) and columns of each block. `removed` of a table group come
             before its `rows`, where some of its ids may be again. Otherwise each id occurs once. Columns are `tables`
-            int32 [R], `ids` int64 [R], and of rows the weights, see `embeddings.changes.quantization.weights_of`.
+            int32 [R], `ids` int64 [R], and of rows `weights`: float32 [R, D], or as they are stored in tables of other
+            row formats, see `tables.state`.
     """
 
     is_everything: bool
@@ -187,7 +194,7 @@ class PublicationFolder:
             VersionMismatch: It has another version of the format.
         """
         folder = self.place(version)
-        manifest = Manifest.read(folder, FORMAT, VERSION)
+        manifest = Manifest.read(folder, FORMAT, *READABLE)
         try:
             publication = Publication.of_manifest(manifest)
         except ValueError as error:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Columns
-from headrace.embeddings.changes.quantization import weights_of
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError
@@ -160,7 +159,7 @@ class ServedTables:
                 rows.begin(about.version, everything=everything)
             try:
                 for table_group, section, columns in blocks:
-                    weights = None if section == "removed" else weights_of(columns)
+                    weights = None if section == "removed" else columns["weights"]
                     self._rows[table_group].write(columns["tables"], columns["ids"], weights)
                 for rows in self._rows.values():
                     rows.complete()

@@ -7,14 +7,13 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.numpy import save_file
 
 from headrace.embeddings.changes.delta import Columns, Delta
-from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.changes.segments import Segment, SegmentEntry, write_delta
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
@@ -256,11 +255,11 @@ class PublicationWriter:
         self, names: Mapping[str, Sequence[str]], deltas: Mapping[str, Sequence[Delta]], number: int
     ) -> tuple[dict[str, list[SegmentEntry]], dict[str, tuple[TableGroupHeader, ...]]]:
         entries: dict[str, list[SegmentEntry]] = {}
+        as_int8 = self._config.weights == "int8"
         for table_group, parts in deltas.items():
             place, entries[table_group] = self.folder.segments.place(table_group), []
             for name, delta in zip(names[table_group], parts, strict=True):
-                rows = quantized(delta.rows) if self._config.weights == "int8" else delta.rows
-                entries[table_group].append(write_delta(place / name, replace(delta, rows=rows), first=number))
+                entries[table_group].append(write_delta(place / name, delta, first=number, as_int8=as_int8))
         headers = {name: tuple(TableGroupHeader.read(each.whole) for each in parts) for name, parts in deltas.items()}
         return entries, headers
 

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 from headrace.embeddings import TableConfig
 from headrace.embeddings.changes.chains import Chain, Chains
 from headrace.embeddings.changes.delta import Columns, Delta
-from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.changes.segments import write_delta
 from headrace.embeddings.storage.row_formats import RowFormat
 from headrace.embeddings.tables.state import TableGroupHeader
@@ -71,10 +70,10 @@ class RowPublisher:
         names = []
         for group, sign in GROUPS.items():
             rows_of_group = columns | {"weights": np.float32(sign) * weights}
-            rows_of_group = quantized(rows_of_group) if self._as_int8 else rows_of_group
             delta = Delta(0 if is_base else 1, 2, gone, rows_of_group, _columns([]), {})
             names.append(self.folder.segments.new_name(self.version, self.version))
-            entry = write_delta(self.folder.segments.place(group) / names[-1], delta, first=self.version)
+            place = self.folder.segments.place(group)
+            entry = write_delta(place / names[-1], delta, first=self.version, as_int8=self._as_int8)
             before: Chain = () if entry.is_base else self._chains[group][0]
             self._chains[group] = ((*before, entry),)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from headrace.embeddings.changes.quantization import weights_of
 from headrace.publishing.publications import PublicationFolder
 from headrace.training.checkpoint import CheckpointFolder
 
@@ -27,7 +26,7 @@ def rows_at(folder: PublicationFolder, version: int) -> dict[tuple[str, int, int
 
 def _apply(blocks: Any, rows: dict[tuple[str, int, int], bytes]) -> None:
     for name, section, block in blocks:
-        weights = weights_of(block) if section == "rows" else None
+        weights = block["weights"] if section == "rows" else None
         for place, key in enumerate(zip(block["tables"].tolist(), block["ids"].tolist(), strict=True)):
             if weights is None:
                 rows.pop((name, *key), None)

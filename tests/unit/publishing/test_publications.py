@@ -11,10 +11,9 @@ from headrace.embeddings import TableConfig
 from headrace.embeddings.changes.chains import Chains
 from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.changes.merging import merge_segments
-from headrace.embeddings.changes.quantization import quantized, weights_of
 from headrace.embeddings.changes.segments import Segment, SegmentEntry, write_delta
 from headrace.embeddings.tables.state import TableGroupHeader
-from headrace.errors import TornCheckpoint
+from headrace.errors import TornCheckpoint, VersionMismatch
 from headrace.manifest import Manifest
 from headrace.publishing.publications import DENSE, Publication, PublicationFolder, segments_since
 
@@ -70,7 +69,7 @@ def applied(folder: PublicationFolder, since: int, rows: dict[int, float], to: i
             if section == "removed":
                 rows.pop(each, None)
             else:
-                rows[each] = float(weights_of(block)[place, 0])
+                rows[each] = float(block["weights"][place, 0])
     return changes.is_everything, rows
 
 
@@ -191,21 +190,13 @@ def test_dense_parameters_are_those_of_the_version(tmp_path: Path) -> None:
     assert publisher.folder.dense(publisher.folder.load(3))["bias"] == np.float32(3)
 
 
-def test_rows_as_int8_are_within_their_bound_and_the_same_everywhere() -> None:
-    generator = np.random.default_rng(0)
-    weights = (generator.normal(size=(500, 16)) * 10.0 ** generator.integers(-20, 20, (500, 1))).astype(np.float32)
-    weights[0] = 0
-    read = weights_of(quantized({"weights": weights, "ids": np.arange(500)}))
-    assert read.dtype == np.float32
-    assert (np.abs(read - weights) <= np.abs(weights).max(axis=1, keepdims=True) / 252).all()
-    assert not read[0].any()
-    weights[3, 5], weights[4, 0] = np.inf, np.nan
-    read = weights_of(quantized({"weights": weights}))
-    assert np.isnan(read[3:5]).all()
-    assert np.isfinite(read[5:]).all()
-
-
-def test_rows_of_other_formats_stay_as_they_are() -> None:
-    columns = {"weights": np.ones((3, 4), dtype=np.uint16)}
-    assert quantized(columns) is columns
-    assert weights_of(columns) is columns["weights"]
+def test_int8_rows_of_an_earlier_format_are_refused_and_exact_ones_are_read(tmp_path: Path) -> None:
+    publisher, _ = published_five(tmp_path)
+    own = json.loads((tmp_path / "00000005" / "manifest.json").read_text())
+    content = {key: value for key, value in own.items() if key not in ("format", "version", "files", "sha256")}
+    (tmp_path / "00000005" / "manifest.json").unlink()
+    Manifest.write(tmp_path / "00000005", own["format"], 1, content)
+    assert publisher.folder.load(5).version == 5
+    Manifest.write(tmp_path / "00000005", own["format"], 1, content | {"weights": "int8"})
+    with pytest.raises(VersionMismatch, match="int8 rows of headrace-publication version 1, expected version 2"):
+        publisher.folder.load(5)

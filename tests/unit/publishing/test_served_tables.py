@@ -12,7 +12,7 @@ import pytest
 
 from headrace.embeddings import EmbeddingsConfig, Keys, TableConfig, TableGroup
 from headrace.embeddings.changes.delta import Columns, Delta
-from headrace.embeddings.changes.quantization import quantized
+from headrace.embeddings.changes.encoding import rounded
 from headrace.embeddings.tables.make_group import make_table_group
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError
@@ -257,7 +257,7 @@ def test_refused_versions_are_named() -> None:
 def test_int8_rows_of_a_publication_are_read_within_their_bound() -> None:
     served, rng = ServedTables(), np.random.default_rng(0)
     rows = rng.standard_normal((100, DIM)).astype(np.float32)
-    columns = quantized({"tables": np.zeros(100, np.int32), "ids": np.arange(100), "weights": rows})
+    columns = {"tables": np.zeros(100, np.int32), "ids": np.arange(100), "weights": rounded(rows, "int8")}
     served.apply(about(1), HEADERS, [(GROUP, "rows", columns)], everything=True)
     found = served.read(GROUP, keys_of(np.arange(100)))
     assert np.all(np.abs(found - rows) <= np.abs(rows).max(axis=1, keepdims=True) / 252 * 1.01)

@@ -26,9 +26,10 @@ import pyarrow as pa
 
 from headrace.embeddings.changes.row_kernels import join_planes
 
-__all__ = ["EncodedColumn", "Encoding", "decode_column", "encode_column", "from_bf16"]
+__all__ = ["EncodedColumn", "Encoding", "Floats", "decode_column", "encode_column", "from_bf16", "rounded"]
 
 Encoding = Literal["raw", "integers", "gaps", "int8", "bf16"]
+Floats = Literal["exact", "int8", "bf16"]
 
 SAMPLE_BYTES = 1 << 16
 PAYS_BELOW = 0.9
@@ -65,7 +66,7 @@ class EncodedColumn:
 
 
 def encode_column(
-    column: npt.NDArray[Any], *, is_sorted: bool = False, as_floats: Literal["exact", "int8", "bf16"] = "exact"
+    column: npt.NDArray[Any], *, is_sorted: bool = False, as_floats: Floats = "exact"
 ) -> tuple[EncodedColumn, memoryview]:
     """Encode a column [R] or [R, width].
 
@@ -111,6 +112,12 @@ def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.
     integers = np.empty(num_rows, dtype=np.int64)
     join_planes(raw.reshape(about.plane_bytes, num_rows), about.base, about.encoding == "gaps", integers)
     return integers.astype(dtype, copy=False)
+
+
+def rounded(column: npt.NDArray[Any], as_floats: Floats) -> npt.NDArray[Any]:
+    """The numbers of a column after it was stored in a way, see `encode_column`."""
+    about, data = encode_column(column, as_floats=as_floats)
+    return decode_column(about, data, len(column))
 
 
 def _integers(column: npt.NDArray[Any], is_sorted: bool) -> tuple[Encoding, int, int, npt.NDArray[np.uint8]]:

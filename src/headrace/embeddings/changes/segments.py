@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import SECTIONS, Columns, Delta
-from headrace.embeddings.changes.encoding import EncodedColumn, decode_column, encode_column
+from headrace.embeddings.changes.encoding import EncodedColumn, Floats, decode_column, encode_column
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import new_file, writing
 
@@ -116,7 +116,7 @@ class SegmentWriter:
             described[name] = asdict(about) | at
         self._blocks.append({"section": section, "num_rows": len(columns["ids"]), "columns": described})
 
-    def _floats_of(self, name: str) -> Literal["exact", "int8", "bf16"]:
+    def _floats_of(self, name: str) -> Floats:
         if self._as_int8 and name == "weights":
             return "int8"
         return "bf16" if self._as_int8 and name.startswith("slot.") else "exact"

@@ -101,7 +101,7 @@ class Shard:
                 versions = {name: group.rows.version for name, group in served.items()}
                 self._deltas = {
                     "checkpoints": TakenDeltas(request.checkpoint, versions),
-                    "publications": TakenDeltas(None, versions, only_rows=True),
+                    "publications": TakenDeltas(None, versions),
                 }
                 self._members = SessionMembers(request.num_trainers)
             self._members.join(client, request.trainer)
@@ -204,7 +204,7 @@ class Shard:
             group.record_changes(CURSORS[consumer])
         if number is not None:
             versions = {name: group.rows.version for name, group in groups.items()}
-            self._deltas[consumer] = TakenDeltas(number, versions, only_rows=consumer == "publications")
+            self._deltas[consumer] = TakenDeltas(number, versions)
 
     def take_deltas(
         self,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from headrace.embeddings.changes.delta import Delta
-from headrace.embeddings.changes.quantization import quantized
 from headrace.embeddings.changes.segments import SegmentEntry, write_delta
 from headrace.embeddings.tables.state import Columns
 from headrace.errors import CheckpointError, ShardError
@@ -22,11 +20,9 @@ class TakenDeltas:
     Args:
         saved: The checkpoint that the session began with, or the publication that has the same rows.
         versions: Versions of the table groups in it.
-        only_rows: Whether rows are for publications, where int8 has columns of its own, see `quantized`.
     """
 
-    def __init__(self, saved: int | None, versions: Mapping[str, int], *, only_rows: bool = False) -> None:
-        self._only_rows = only_rows
+    def __init__(self, saved: int | None, versions: Mapping[str, int]) -> None:
         self._numbers = dict.fromkeys(versions, saved)
         self._versions: dict[str, dict[int | None, int]] = {name: {saved: each} for name, each in versions.items()}
         self._deltas: dict[str, list[Delta]] = {}
@@ -79,8 +75,6 @@ class TakenDeltas:
                 write_columns(delta.whole, folder)
             number = self._numbers[table_group]
             assert number is not None
-            if as_int8 and self._only_rows:
-                delta = replace(delta, rows=quantized(delta.rows))
             entries.append(write_delta(segments / name, delta, first=number, as_int8=as_int8))
         self._entries[table_group] = entries
         del self._deltas[table_group]

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import Columns
-from headrace.embeddings.changes.quantization import weights_of
 from headrace.embeddings.storage.row_formats import as_tensor, to_float32
 from headrace.publishing.publications import Publication, PublicationFolder
 
@@ -87,7 +86,7 @@ def rows_by_table(
 
 
 def _as_float32(columns: Columns, row_format: str) -> npt.NDArray[np.float32]:
-    weights = weights_of(columns)
+    weights = columns["weights"]
     if weights.dtype == np.float32:
         return np.ascontiguousarray(weights, dtype=np.float32)
     widened: npt.NDArray[np.float32] = to_float32(
