@@ -14,7 +14,8 @@ from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.files import flush, writing
 from headrace.manifest import MANIFEST, FileEntry, Manifest, file_checksum
 from headrace.publishing.client import ServerStatus
-from headrace.publishing.publications import FORMAT, READABLE, Publication, PublicationFolder, segments_since
+from headrace.publishing.needed_segments import segments_since
+from headrace.publishing.publications import FORMAT, READABLE, Publication, PublicationFolder
 
 __all__ = ["Download", "Source"]
 

@@ -33,8 +33,9 @@ from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, TornCheckpoint, VersionMismatch
 from headrace.files import flush, writing
 from headrace.manifest import FileEntry, Manifest
+from headrace.publishing.needed_segments import segments_since
 
-__all__ = ["DENSE", "JOB", "Changes", "Publication", "PublicationFolder", "segments_since"]
+__all__ = ["DENSE", "JOB", "Changes", "Publication", "PublicationFolder"]
 
 FORMAT = "headrace-publication"
 VERSION = 2
@@ -339,23 +340,3 @@ class PublicationFolder:
         if version not in self._chains:
             self.load(version, check_files=False)
         return self._chains[version]
-
-
-def segments_since(chain: Chain, since: int, chain_at: Callable[[int], Chain | None]) -> Chain | None:
-    """The segments, oldest first, that lead from one version to a later one; None if only a base does.
-
-    Args:
-        chain: Chain of the later version.
-        since: The earlier version.
-        chain_at: Gives the chain of a version between, if it is known.
-    """
-    found: Chain = ()
-    while True:
-        base, deltas = chain[0], chain[1:]
-        found = (*(entry for entry in deltas if entry.last > since), *found)
-        if base.last <= since:
-            return found
-        before = chain_at(base.last) if base.first < base.last else None  # the base was merged from that chain
-        if before is None or before[0].last >= base.last:
-            return None
-        chain = before

@@ -17,7 +17,7 @@ from headrace.embeddings.changes.segments import Segment
 from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.files import writing
 from headrace.publishing.download import Download, Source
-from headrace.publishing.following import SourceState, choose_source, newest_known
+from headrace.publishing.following import SourceState, choose_source, newest_known, patience_of
 from headrace.publishing.freshness import Freshness
 from headrace.publishing.guard import Guard, GuardLimits
 from headrace.publishing.hold import Hold, read_hold, save_hold
@@ -82,6 +82,7 @@ class Replica:
         self._control = threading.RLock()  # held while the served version or `hold` changes
         self._news = threading.Condition()  # of `_states`
         self._heard_at: float | None = None
+        self._took_s = 0.0  # for the last version that was fetched
         self._said = ""
 
     def restore(self) -> None:
@@ -139,17 +140,24 @@ class Replica:
         with self._news:
             states = list(self._states.values())
         held = 0 if self._mine is None else self._mine.version
-        version = newest_known(states)
-        if version <= held:
+        if newest_known(states) <= held:
             self._heard_at = None
             return None if self._is_current() else self._catch_up()
         if self._heard_at is None:
             self._heard_at = self._clock()
-        waited_s = self._clock() - self._heard_at
-        choice = choose_source(version, self.address, states, waited_s=waited_s, patience_s=self._patience_s)
+        choice = choose_source(
+            held,
+            self.address,
+            states,
+            waited_s=self._clock() - self._heard_at,
+            patience_s=patience_of(self._patience_s, self._took_s),
+        )
         if choice.source is None:
             return choice.wait_s or None
-        return self._fetch(choice.source, version)
+        with self._news:
+            for address in choice.missed:
+                self._states[address] = replace(self._states[address], missed=choice.version)
+        return self._fetch(choice.source, choice.version)
 
     def run(self, stop: threading.Event) -> None:
         """Follow the sources until stopped."""
@@ -244,6 +252,7 @@ class Replica:
                 pause_s = min(2 * pause_s, BACK_OFF_S[1])
 
     def _fetch(self, address: str, version: int) -> float | None:
+        start = self._clock()
         try:
             with self._chains.naming:
                 added = self.download.fetch(self._sources[address], version, self._mine, self._chains.newest)
@@ -261,7 +270,7 @@ class Replica:
         except HeadraceError:
             self.note(address, None)
             return 0.0
-        self._heard_at = None
+        self._heard_at, self._took_s = None, self._clock() - start
         if self._merging is None or self._merging.done():
             self._merging = self._merger.submit(self._merge)
         return self._catch_up()

@@ -28,6 +28,8 @@ class PublishedTable:
         keep: Number of newest versions to keep there.
         seed: Seed of ids and gradients.
         lineage: Name of the run.
+        dim: Dimension of its rows.
+        base_every: Versions after which segments become a base, or auto.
 
     Attributes:
         folder: The folder.
@@ -35,19 +37,21 @@ class PublishedTable:
         expected: For each version, the rows of `every_key` at the trainer.
     """
 
-    def __init__(self, path: Path, *, keep: int = 100, seed: int = 0, lineage: str = "a") -> None:
-        self.group = TableGroup([TableConfig(name="items", embedding_dim=2)], seed=3)
+    def __init__(
+        self, path: Path, *, keep: int = 100, seed: int = 0, lineage: str = "a", dim: int = 2, base_every: Any = "auto"
+    ) -> None:
+        self.group = TableGroup([TableConfig(name="items", embedding_dim=dim)], seed=3)
         self.folder = PublicationFolder(path, keep=keep)
         self.expected: dict[int, Any] = {}
-        self._chains = GrowingChains(self.folder.segments, "auto")
-        self._rng, self._lineage, self.version = np.random.default_rng(seed), lineage, 0
+        self._chains = GrowingChains(self.folder.segments, base_every)
+        self._rng, self._lineage, self._dim, self.version = np.random.default_rng(seed), lineage, dim, 0
 
     def publish(self, count: int = 1) -> None:
         """Train, and publish some versions."""
         for _ in range(count):
             self.version += 1
             ids = np.sort(self._rng.choice(NUM_IDS, 20, replace=False))
-            gradients = self._rng.standard_normal((20, 2)).astype(np.float32)
+            gradients = self._rng.standard_normal((20, self._dim)).astype(np.float32)
             self.group.update(Keys(np.zeros(20, np.int32), ids, np.ones(20, np.int32)), gradients)
             self.group.evict(keys_of(np.sort(self._rng.choice(NUM_IDS, 5, replace=False))))
             self._write()

@@ -23,7 +23,8 @@ from headrace.embeddings.tables.state import TableGroupHeader, upgraded
 from headrace.errors import CheckpointError, HeadraceError
 from headrace.manifest import MANIFEST
 from headrace.publishing.config import PublishConfig
-from headrace.publishing.publications import Publication, PublicationFolder, segments_since
+from headrace.publishing.needed_segments import segments_since
+from headrace.publishing.publications import Publication, PublicationFolder
 from headrace.publishing.writer import Cut, PublicationWriter
 from headrace.training.checkpoint import CheckpointFolder, Snapshot, read_arrays
 from headrace.training.publisher import fingerprint

@@ -15,7 +15,7 @@ from headrace.embeddings.changes.segments import Segment, SegmentEntry, write_de
 from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import TornCheckpoint, VersionMismatch
 from headrace.manifest import Manifest
-from headrace.publishing.publications import DENSE, Publication, PublicationFolder, segments_since
+from headrace.publishing.publications import DENSE, Publication, PublicationFolder
 
 HEADER = TableGroupHeader.of([TableConfig(name="items", embedding_dim=2)], seed=3)
 
@@ -117,15 +117,6 @@ def test_a_reader_needs_only_the_segments_after_its_version(tmp_path: Path) -> N
     needed = publisher.folder.needed(newest, 3)  # through the chain of version 4, as the base has been merged since
     assert needed is not None
     assert [(entry.first, entry.last) for entry in needed["items"][0]] == [(4, 4), (5, 5)]
-
-
-def test_without_the_chain_between_everything_is_needed() -> None:
-    entries = [
-        SegmentEntry(str(last), first, last, is_base, 1, 1, "")
-        for first, last, is_base in ((1, 4, True), (5, 5, False))
-    ]
-    assert segments_since(tuple(entries), 3, lambda _: None) is None
-    assert segments_since(tuple(entries), 4, lambda _: None) == (entries[1],)
 
 
 def test_only_the_newest_versions_and_their_segments_are_kept(tmp_path: Path) -> None:

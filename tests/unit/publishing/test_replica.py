@@ -130,6 +130,31 @@ def test_merged_segments_whose_parts_are_there_are_not_fetched(publisher: Publis
     assert len(segments) == 12
 
 
+def test_a_replica_that_is_behind_fetches_no_rows_that_it_has(tmp_path: Path) -> None:
+    publisher = PublishedTable(tmp_path / "publisher", dim=256, base_every=100)
+    source = FolderSource(publisher.folder, "p:1")
+    follower = Follower(tmp_path / "replica", [source])
+    publisher.publish(6)
+    follower.follow(2)
+    for count in (1, 2, 2, 2, 1, 2, 2, 2, 2):
+        held, before = publisher.version, follower.replica.download.num_bytes["p:1"]
+        publisher.publish(count)
+        follower.follow(2)
+        follower.check(publisher, publisher.version)
+        singles = [
+            path.stat().st_size
+            for path in (tmp_path / "publisher" / "segments" / GROUP).iterdir()
+            if int(path.name[:8]) == int(path.name[9:17]) > held
+        ]
+        others = sum(
+            path.stat().st_size
+            for path in publisher.folder.place(publisher.version).iterdir()
+            if path.name != "manifest.json"
+        )
+        assert len(singles) == count
+        assert follower.replica.download.num_bytes["p:1"] - before <= sum(singles) + others
+
+
 def test_a_restart_needs_no_source(publisher: PublishedTable, tmp_path: Path) -> None:
     publisher.publish(6)
     follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")])
