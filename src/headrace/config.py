@@ -24,7 +24,7 @@ from headrace.bounded_yaml import AmbiguousYAML, BoundedLoader
 from headrace.errors import ConfigError, expect
 from headrace.messages import MAX_CHARACTERS, shorten, shorten_list
 
-__all__ = ["Config", "first_mistake", "read_yaml"]
+__all__ = ["Config", "first_mistake", "parse_yaml", "read_yaml"]
 
 
 class Config(BaseModel):
@@ -112,13 +112,26 @@ def read_yaml(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    return parse_yaml(path.read_bytes(), where=str(path))
+
+
+def parse_yaml(text: str | bytes, *, where: str) -> Any:
+    """The plain values of YAML text, in UTF-8.
+
+    Args:
+        text: The text.
+        where: What it is, for error messages.
+
+    Raises:
+        ConfigError: It is not YAML, or has duplicate keys; names the line.
+    """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), BoundedLoader)
+        return yaml.load(text if isinstance(text, str) else text.decode("utf-8"), BoundedLoader)
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, a date in month 13, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         what = "" if isinstance(error, AmbiguousYAML) else " not YAML:"
-        raise ConfigError(f"{path}:{line}{what} {getattr(error, 'problem', None) or error}") from error
+        raise ConfigError(f"{where}:{line}{what} {getattr(error, 'problem', None) or error}") from error
 
 
 def whole_number_or(word: str, *, at_least: int) -> BeforeValidator:

@@ -32,6 +32,7 @@ from headrace.cli.replica import replica
 from headrace.cli.report import report
 from headrace.cli.restore import restore
 from headrace.cli.rollback import rollback
+from headrace.cli.serve import serve
 from headrace.cli.shard import shard
 from headrace.cli.train import train
 from headrace.cli.warmup import warmup
@@ -66,6 +67,7 @@ AFTER_IMPORT: Commands = (
     restore,
     export,
     publish,
+    serve,
     freshness,
     doctor,
     warmup,

@@ -95,6 +95,7 @@ class ServedTables:
         self._retired: deque[tuple[int, VersionedRows, Int64s]] = deque()  # until views up to a number are gone
         self._changing = threading.Lock()  # held while a version is applied; readers never take it
         self._noting = threading.Lock()  # held for moments
+        self._another = threading.Condition(self._noting)  # another view is served
 
     @property
     def view(self) -> View:
@@ -192,6 +193,13 @@ class ServedTables:
             self._num_views += 1
             self._views.append((self._num_views, weakref.ref(view)))
             self._view = view
+            self._another.notify_all()
+
+    def wait(self, known: View | None, *, timeout_s: float | None = None) -> View | None:
+        """The served version, as soon as it is another one than `known`, or after a time; None if there is none yet."""
+        with self._another:
+            self._another.wait_for(lambda: self._view is not known, timeout_s)
+            return self._view
 
     def _prepare(self, headers: Headers) -> dict[str, RowReader]:
         """The readers of a version, and room for its rows."""

@@ -20,6 +20,7 @@ from headrace.observe.progress import Progress
 from headrace.paths import local_path
 from headrace.pipeline import BatchIterator, RowStats
 from headrace.scoring.forward import Forward
+from headrace.scoring.predictions import predicted
 from headrace.tensors import Batch
 from headrace.threads import use_threads
 from headrace.training.batch_size import largest_batch
@@ -106,8 +107,8 @@ class Scorer:
             out.parent.mkdir(parents=True, exist_ok=True)
         with new_file(out) as partial, pq.ParquetWriter(str(partial.absolute()), schema, compression="zstd") as writer:
             for batch, logits in self._score(source, "predict", plan):
-                predicted = _predicted(logits, self.components.is_regression)
-                writer.write_batch(_rows_of(batch, predicted, source.row_ids, schema))
+                columns = predicted(logits, self.components.is_regression)
+                writer.write_batch(_rows_of(batch, columns, source.row_ids, schema))
         return self.rows.num_used
 
     def list_logs(self, path: str) -> list[LogFile]:
@@ -181,16 +182,6 @@ class Scorer:
         kinds = zip(self.components.label_names, self.components.is_regression, strict=True)
         names = [f"pred_{name}" if is_regression else f"p_{name}" for name, is_regression in kinds]
         return pa.schema(fields + [pa.field(name, pa.float32()) for name in names])
-
-
-def _predicted(outputs: NDArray[np.float32], is_regression: Sequence[bool]) -> list[NDArray[np.float32]]:
-    """Probabilities of binary labels, and values of numbers, float32 [B] each."""
-    values = outputs.astype(np.float64)
-    columns = [
-        column if number else 1.0 / (1.0 + np.exp(-column))
-        for column, number in zip(values.T, is_regression, strict=True)
-    ]
-    return [column.astype(np.float32) for column in columns]
 
 
 def _rows_of(

@@ -1,0 +1,108 @@
+"""`headrace serve`: answers requests with the newest version of a model."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Run folder or job file, whose versions are served as they are published."),
+    ] = None,
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="HOST:PORT of other replicas, separated by commas, and last that of the publisher, in place of RUN.",
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT of HTTP; port 0 for any free port.")] = "127.0.0.1:8080",
+    path: Annotated[
+        Path | None, typer.Option(help="Folder for this server's copies of versions. By default RUN/serving.")
+    ] = None,
+    p99_ms: Annotated[
+        float, typer.Option(min=1, help="Milliseconds within which 99 % of requests are to be answered.")
+    ] = 20.0,
+    most_rows: Annotated[int, typer.Option(min=1, help="Maximum rows that are scored together.")] = 2048,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that score, each with one CPU.")] = 1,
+    drain_s: Annotated[
+        float,
+        typer.Option("--drain", min=0, help="Seconds from a signal to stop, while /readyz says so, until it stops."),
+    ] = 0.0,
+    replica_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT for other replicas, and for headrace rollback and freshness."),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=2, help="Number of newest versions to keep on disk.")] = 10,
+    in_memory: Annotated[
+        int, typer.Option(min=1, help="Number of newest versions in memory, to which it can be rolled back.")
+    ] = 10,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            help="Limits on fed-back labels, such as ne=0.95,calibration=0.1,rows=10000,windows=3. A version outside "
+            "them is rolled back."
+        ),
+    ] = None,
+    modules: Annotated[
+        list[str] | None, typer.Option("--import", help="Module with your own model or operators, for --from.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token of callers. By default, HEADRACE_PUBLISH_TOKEN.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the TLS certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    tls_authority: Annotated[
+        Path | None, typer.Option(help="PEM file with the authority of the certificates of the sources.")
+    ] = None,
+) -> None:
+    """Answer requests over HTTP with the newest version of a model: probabilities for rows of the log.
+
+    With RUN, versions come from the folder of a run that is trained meanwhile, or from its checkpoints. With --from,
+    they come over the network, as to headrace replica. By default the server listens on loopback only; other
+    addresses need a token and TLS.
+
+    Example: headrace serve job.yaml --listen 127.0.0.1:8080
+    """
+    from headrace.cluster.serving import ServeOptions, serve_model
+    from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity, read_token
+    from headrace.errors import ConfigError
+    from headrace.publishing.client import PUBLISH_TOKEN, PublicationClient
+    from headrace.publishing.guard import GuardLimits
+    from headrace.training.publishing_folder import followed_run
+
+    if (run is None) == (sources is None):
+        raise ConfigError("headrace serve: given both or neither of RUN and --from, expected one of them")
+    token = read_token(token_file, PUBLISH_TOKEN)
+    options = ServeOptions(
+        listen,
+        promise_s=p99_ms / 1e3,
+        most_rows=most_rows,
+        threads=threads,
+        drain_s=drain_s,
+        replica_listen=replica_listen,
+        keep=keep,
+        in_memory=in_memory,
+        limits=None if guard is None else GuardLimits.of(guard),
+        trusts_jobs=run is not None,
+        security=ServerSecurity.of_files(token, tls_cert, tls_key),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
+    for module in modules or ():
+        importlib.import_module(module)
+    if run is not None:
+        folder, source = followed_run(run, on_message=typer.echo)
+        serve_model(path or folder / "serving", [source], options, on_message=typer.echo)
+        return
+    if path is None:
+        raise ConfigError("--path: missing, expected a folder for this server's copies of versions")
+    assert sources is not None
+    security = ClientSecurity.of_files(token, tls_authority)
+    clients = [PublicationClient(each.strip(), security=security) for each in sources.split(",")]
+    serve_model(path, clients, options, on_message=typer.echo)

@@ -1,0 +1,1 @@
+"""Serving: answers to requests with the newest version of a model."""
