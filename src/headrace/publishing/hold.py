@@ -1,4 +1,4 @@
-"""`Hold`: a replica that was rolled back stays at a version, also after a restart, until it is told otherwise."""
+"""`Hold`: a rollback, which a replica remembers over a restart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from headrace.errors import CheckpointError
 from headrace.files import write_text
+from headrace.publishing.probation import Probation
 
 __all__ = ["Hold", "read_hold", "save_hold"]
 
@@ -27,16 +28,24 @@ class Hold:
         before: The version that was served before.
         reason: Why.
         at: When, in seconds since 1970.
+        probation: Which versions are tried next, if a guard rolled back; None if it was done by hand.
     """
 
     version: int
     before: int
     reason: str
     at: float
+    probation: Probation | None = None
+
+    @property
+    def good(self) -> int:
+        """The version that was rolled back to."""
+        return self.version if self.probation is None else self.probation.good
 
     def __str__(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.at))
-        return f"rolled back from version {self.before} to {self.version} at {when}: {self.reason}"
+        text = f"rolled back from version {self.before} to {self.good} at {when}: {self.reason}"
+        return text if self.probation is None else f"{text}; {self.probation}"
 
 
 def read_hold(folder: Path) -> Hold | None:

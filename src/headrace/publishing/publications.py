@@ -161,12 +161,14 @@ class PublicationFolder:
     Attributes:
         path: The folder.
         segments: The segments.
+        pinned: Versions that are kept although they are older.
     """
 
     def __init__(self, path: str | Path, *, keep: int = 100) -> None:
         self.path = Path(path)
         self.keep = keep
         self.segments = SegmentFolder(self.path)
+        self.pinned: frozenset[int] = frozenset()
         self._lock = threading.Lock()
         self._chains: dict[int, Chains] = {}  # of versions that were read
 
@@ -261,10 +263,12 @@ class PublicationFolder:
         """Delete the oldest versions, and segments that no version names."""
         with self._lock:
             versions = self.versions()
-            for version in versions[: -self.keep]:
-                self._remove(version)
+            kept = {*versions[-self.keep :], *self.pinned}
+            for version in versions:
+                if version not in kept:
+                    self._remove(version)
             try:
-                chains = [self._chains_of(version) for version in versions[-self.keep :]]
+                chains = [self._chains_of(version) for version in versions if version in kept]
             except CheckpointError:
                 return  # nobody knows what a damaged manifest names
             self.segments.delete_unused(chains)

@@ -19,10 +19,11 @@ from headrace.files import writing
 from headrace.publishing.download import Download, Source
 from headrace.publishing.following import SourceState, choose_source, newest_known, patience_of
 from headrace.publishing.freshness import Freshness
-from headrace.publishing.guard import Guard, GuardLimits
-from headrace.publishing.hold import Hold, read_hold, save_hold
+from headrace.publishing.guard import GuardLimits
+from headrace.publishing.hold import Hold, read_hold
 from headrace.publishing.publications import Publication, PublicationFolder
 from headrace.publishing.published_chains import PublishedChains
+from headrace.publishing.selection import Selection
 from headrace.publishing.served_tables import ServedTables, ServedVersion
 
 __all__ = ["Replica"]
@@ -49,7 +50,6 @@ class Replica:
 
     Attributes:
         tables: The model.
-        hold: The rollback that it stays at; None if it serves the newest version.
         download: What was fetched.
     """
 
@@ -67,19 +67,17 @@ class Replica:
     ) -> None:
         self.folder, self.address = folder, address
         self.tables = ServedTables(keep=keep)
-        self.hold: Hold | None = None
         self.download = Download(folder)
         self._sources = {source.address: source for source in sources}
         last = sources[-1].address
         self._states = {each: SourceState(each, each == last, is_up=False) for each in self._sources}
         self._patience_s, self._clock, self._on_message = patience_s, clock, on_message
         self._freshness = Freshness()
-        self._guard = None if limits is None else Guard(limits)
+        self._selection = Selection(self.tables, folder, limits, self._say)
         self._mine: Publication | None = None  # the newest version of the folder
         self._chains = PublishedChains(folder.segments, "auto")
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="replica-merge")
         self._merging: Future[None] | None = None
-        self._control = threading.RLock()  # held while the served version or `hold` changes
         self._news = threading.Condition()  # of `_states`
         self._heard_at: float | None = None
         self._took_s = 0.0  # for the last version that was fetched
@@ -96,17 +94,19 @@ class Replica:
         self.folder.sweep()
         hold = read_hold(self.folder.path)
         if hold is not None:
-            self._restore_up_to(hold.version)
-            if self.tables.served == hold.version:
-                self.hold = hold
-                self._say(str(hold))
-            else:
-                self._say(f"version {hold.version}: is not in the folder any more; the newest one is served")
-                save_hold(self.folder.path, None)
+            self._restore_hold(hold)
         newest = self._restore_up_to(None) if self.hold is None else self.folder.newest()
         if newest is not None:
             self._mine = newest
             self._chains.follow(newest.chains)
+
+    def _restore_hold(self, hold: Hold) -> None:
+        self._restore_up_to(hold.good)
+        if self.tables.served == hold.good:
+            self._selection.resume(hold)
+        else:
+            self._say(f"version {hold.good}: is not in the folder any more; the newest one is served")
+            self._selection.resume(None)
 
     def _restore_up_to(self, last: int | None) -> Publication | None:
         for version in reversed(self.folder.versions()):
@@ -177,6 +177,11 @@ class Replica:
         """Wait for a merge."""
         self._merger.shutdown()
 
+    @property
+    def hold(self) -> Hold | None:
+        """The rollback that it stays at; None if it serves the newest version."""
+        return self._selection.hold
+
     def rollback(self, to: int | Literal["newest"], reason: str) -> int:
         """Serve another version at once, and stay there; or `newest` again, and follow.
 
@@ -186,40 +191,20 @@ class Replica:
         Raises:
             HeadraceError: The version is not in memory.
         """
-        with self._control:
-            before = self.tables.view.version
-            hold = None if to == "newest" else Hold(int(to), before, reason, time.time())
-            version = max(self.tables.versions) if hold is None else hold.version
-            self.tables.serve(version)
-            self.hold = hold
-            if self._guard is not None:
-                self._guard.start_at(version)
-            self._say(str(hold) if hold else f"serves the newest version again, {version}: {reason}")
-            try:
-                save_hold(self.folder.path, hold)
-            except CheckpointError as error:
-                self._say(f"a restart will not remember the rollback: {error}")
-        with self._news:
-            self._news.notify_all()
+        version = self._selection.rollback(to, reason)
+        self._wake()
         return version
 
     def feed_back(
         self, version: int, predictions: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.floating[Any]]
     ) -> None:
         """Give the guard labels [N] of predictions [N] that were made with a version; it may roll back."""
-        with self._control:
-            if self._guard is None or version != self.tables.served:
-                return
-            for judgement in self._guard.add(version, predictions, labels):
-                if judgement.verdict != "bad":
-                    continue
-                earlier = [each for each in self.tables.versions if each < version]
-                if not earlier:
-                    self._say(f"version {version} is bad, but there is no earlier one: {judgement.reason}")
-                    continue
-                good = self._guard.good
-                self.rollback(good if good in earlier else earlier[-1], f"guard: {judgement.reason}")
-                return
+        self._selection.feed_back(version, predictions, labels)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._news:
+            self._news.notify_all()
 
     def status(self) -> dict[str, Any]:
         """JSON-able values: versions, freshness, rollback, and bytes fetched from each source."""
@@ -276,7 +261,10 @@ class Replica:
         return self._catch_up()
 
     def _is_current(self) -> bool:
-        return self.hold is not None or self._mine is None or self._mine.version <= max(self.tables.versions, default=0)
+        """Whether the newest version of the folder is in memory, or must not be served."""
+        if self._mine is None or self._mine.version <= max(self.tables.versions, default=0):
+            return True
+        return not self._selection.may_serve(self._mine.version)
 
     def _catch_up(self) -> float | None:
         """Apply the newest version of the folder, unless an earlier one was asked for."""
@@ -298,10 +286,8 @@ class Replica:
         changes = self.folder.changes(publication, max(self.tables.versions, default=0))
         about = ServedVersion(publication.version, publication.step, publication.cut_at, self.folder.dense(publication))
         self.tables.apply(about, publication.tables, changes.blocks, everything=changes.is_everything, serve=False)
-        with self._control:
-            if self.hold is None:
-                self.tables.serve(publication.version)
-                self._freshness.note(publication.cut_at, publication.rows_changed, time.time())
+        if self._selection.offer(publication.version):
+            self._freshness.note(publication.cut_at, publication.rows_changed, time.time())
 
     def _drop_damaged(self, version: int) -> None:
         """Take out a version and its damaged segments, so that they are fetched again."""

@@ -274,23 +274,106 @@ def test_a_rollback_stays_also_after_a_restart_until_the_newest_is_asked_for(
     assert Follower(tmp_path / "replica", [source]).replica.hold is None
 
 
+LIMITS = GuardLimits(max_ne=0.9, rows=100, windows=2)
+LABELS = np.tile(np.array([1, 0], np.float32), 50)
+GOOD, BAD = 0.1 + 0.8 * LABELS, np.full(100, 0.5, np.float32)
+
+
+def guarded(publisher: PublishedTable, path: Path, **options: Any) -> Follower:
+    return Follower(path / "replica", [FolderSource(publisher.folder, "p:1")], limits=LIMITS, **options)
+
+
+def served_after(follower: Follower, publisher: PublishedTable, bad: set[int], num_versions: int) -> list[int]:
+    """The version that is served when each of some versions is there, all of whose windows are labelled then."""
+    served = []
+    for _ in range(num_versions):
+        publisher.publish()
+        follower.follow(3)
+        version = follower.replica.tables.served or 0
+        served.append(version)
+        for _ in range(2):
+            follower.replica.feed_back(version, BAD if version in bad else GOOD, LABELS)
+        follower.check(publisher, follower.replica.tables.served or 0)
+    return served
+
+
 def test_the_guard_rolls_back_to_the_last_good_version_and_says_why(publisher: PublishedTable, tmp_path: Path) -> None:
-    limits = GuardLimits(max_ne=0.9, rows=100, windows=2)
-    follower = Follower(tmp_path / "replica", [FolderSource(publisher.folder, "p:1")], limits=limits)
-    labels = np.tile(np.array([1, 0], np.float32), 50)
-    good, bad = 0.1 + 0.8 * labels, np.full(100, 0.5, np.float32)
-    for version, predictions in ((1, good), (2, good), (3, bad), (4, bad)):
+    follower = guarded(publisher, tmp_path)
+    for version, predictions in ((1, GOOD), (2, GOOD), (3, BAD), (4, BAD)):
         publisher.publish()
         follower.follow(2)
-        follower.replica.feed_back(version, predictions, labels)
+        follower.replica.feed_back(version, predictions, LABELS)
     follower.check(publisher, 4)
-    follower.replica.feed_back(4, bad, labels)
+    follower.replica.feed_back(4, BAD, LABELS)
     follower.check(publisher, 2)
     assert follower.replica.hold is not None
     assert follower.replica.hold.reason == (
         "guard: normalized entropy 1.0000 above 0.9, in 2 windows of 100 labels in a row"
     )
-    follower.replica.feed_back(4, bad, labels)
+    assert str(follower.replica.hold).endswith("; version 5 or later is tried next; bad versions in a row: 1")
+    follower.replica.feed_back(4, BAD, LABELS)
+    follower.follow()
+    follower.check(publisher, 2)
+
+
+def test_the_version_after_a_bad_one_is_on_trial_until_it_is_judged(publisher: PublishedTable, tmp_path: Path) -> None:
+    follower = guarded(publisher, tmp_path)
+    assert served_after(follower, publisher, {3}, 3) == [1, 2, 3]
+    follower.check(publisher, 2)
+    publisher.publish()
+    follower.follow()
+    follower.check(publisher, 4)
+    assert "version 4 is on trial" in str(follower.replica.status()["held"])
+    publisher.publish(2)
+    follower.follow()
+    follower.check(publisher, 4)  # newer ones wait for its window
+    follower.replica.feed_back(4, GOOD, LABELS)
+    follower.follow()
+    follower.check(publisher, 6)
+    assert follower.replica.hold is None
+    assert "version 4 is good; newer ones are served again" in follower.lines
+
+
+def test_of_many_bad_versions_ever_fewer_are_served(publisher: PublishedTable, tmp_path: Path) -> None:
+    follower = guarded(publisher, tmp_path, keep=3)
+    served = served_after(follower, publisher, set(range(3, 40)), 25)
+    tried = [version for version in served if version > 2]
+    assert tried == [3, 4, 6, 10, 18]
+    follower.check(publisher, 2)
+    assert served_after(follower, publisher, set(), 12)[-5:] == [2, 34, 35, 36, 37]
+
+
+def test_a_trial_begins_again_after_a_restart_from_the_good_version(publisher: PublishedTable, tmp_path: Path) -> None:
+    follower = guarded(publisher, tmp_path, keep_on_disk=2)
+    served_after(follower, publisher, {3, 4}, 4)
+    publisher.publish(1)
+    follower.follow()
+    publisher.publish(1)
+    follower.follow()
+    follower.check(publisher, 6)  # after 3, which was bad, 4, and after that 6
+    publisher.publish(8)
+    follower.follow()
+    follower.replica.close()
+    again = guarded(publisher, tmp_path, keep_on_disk=2)
+    again.check(publisher, 2)  # kept on disk, although it is older than the two newest ones
+    again.follow()
+    again.check(publisher, 14)
+    assert again.replica.hold is not None
+    again.replica.feed_back(14, GOOD, LABELS)
+    assert again.replica.hold is None
+
+
+def test_the_guard_leaves_a_rollback_by_hand_alone(publisher: PublishedTable, tmp_path: Path) -> None:
+    follower = guarded(publisher, tmp_path)
+    served_after(follower, publisher, set(), 3)
+    follower.replica.rollback(2, "by hand")
+    for _ in range(4):
+        follower.replica.feed_back(2, BAD, LABELS)
+    follower.check(publisher, 2)
+    assert "version 2 is bad, but stays, because it was rolled back to: " in follower.lines[-1]
+    follower.replica.feed_back(2, GOOD, LABELS)
+    publisher.publish(5)
+    follower.follow()
     follower.check(publisher, 2)
 
 
