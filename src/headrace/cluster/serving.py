@@ -19,6 +19,7 @@ from headrace.cluster.shards import stop_signals
 from headrace.config import parse_yaml
 from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.errors import HeadraceError
+from headrace.observe.decisions import DecisionLog
 from headrace.publishing.download import Source
 from headrace.publishing.guard import GuardLimits
 from headrace.publishing.publications import JOB, PublicationFolder
@@ -29,7 +30,9 @@ from headrace.serving.following import ModelFollower
 from headrace.serving.http import ServingLimits, ServingState, WithToken, serving_app
 from headrace.serving.model import ModelTemplate
 from headrace.serving.service import ScoringService
+from headrace.serving.tuning import PromisePolicy, ServingJob
 from headrace.training.job import JobConfig
+from headrace.tuning.loop import Tuner
 from headrace.user_code import no_imports
 
 __all__ = ["READY", "ServeOptions", "serve_model"]
@@ -98,7 +101,7 @@ def serve_model(
         folder, sources, address=address, keep=options.in_memory, limits=options.limits, on_message=on_message
     )
     replica.restore()
-    service = ScoringService(promise_s=options.promise_s, most_rows=options.most_rows, num_threads=options.threads)
+    service = ScoringService(num_threads=options.threads)
     follower = ModelFollower(
         replica.tables,
         service,
@@ -106,17 +109,21 @@ def serve_model(
         make_template=lambda text: _template(text, trusts=options.trusts_jobs),
         on_message=on_message,
     )
-    state = ServingState(service, replica.status, options.requests)
-    app = WithToken(serving_app(state), options.security)
     stopping = threading.Event()
     with ExitStack() as stack:
         listener = stack.enter_context(_listener(options.listen, options.security))
+        status = replica.status
         if options.replica_listen is not None:
             actions = replica_actions(replica)
-            stack.enter_context(
-                PublicationServer(folder, options.replica_listen, security=options.security, actions=actions)
-            )
+            flight = PublicationServer(folder, options.replica_listen, security=options.security, actions=actions)
+            stack.enter_context(flight)
+            host, _ = split_address(options.replica_listen)
+            where = f"{f'[{host}]' if ':' in host else host}:{flight.port}"
+            status = lambda: {"replica": where, **replica.status()}  # noqa: E731
+        state = ServingState(service, status, options.requests)
+        app = WithToken(serving_app(state), options.security)
         service.start()
+        stack.enter_context(_tuner(service, options, path))
         for run in (replica.run, follower.run):
             threading.Thread(target=run, args=(stopping,), daemon=True).start()
         server = uvicorn.Server(_uvicorn_config(app, options))
@@ -136,6 +143,13 @@ def serve_model(
     with suppress(OSError):  # the terminal is gone
         sys.stdout.flush()
     os._exit(0)  # calls to sources may take long, and files appear by renames
+
+
+def _tuner(service: ScoringService, options: ServeOptions, path: Path) -> Tuner:
+    """Tunes the service, and records in `decisions.jsonl` what it changes, and why."""
+    job = ServingJob(service.batcher, most_rows=options.most_rows, num_threads=options.threads)
+    policy = PromisePolicy(options.promise_s, most_rows=options.most_rows)
+    return Tuner(job, policy, decisions=DecisionLog(path / "decisions.jsonl"))
 
 
 def _template(text: str, *, trusts: bool) -> ModelTemplate:

@@ -9,12 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from headrace.errors import HeadraceError
-from headrace.serving.capacity import Capacity, Cost, plan_capacity
+from headrace.serving.capacity import FIRST_BATCHES, FIRST_ROWS
 
 __all__ = ["Batcher", "Overloaded", "Waiting"]
-
-PLAN_EVERY = 16
-"""Batches after which limits are decided anew."""
 
 
 class Overloaded(HeadraceError):
@@ -38,38 +35,33 @@ W = TypeVar("W", bound=Waiting)
 
 
 class Batcher(Generic[W]):
-    """A bounded queue and the threads that empty it.
+    """A bounded queue and the threads that empty it. Its limits may be changed at any time.
 
     Args:
         score: Answers requests, all of them, and returns the number of their rows; it may raise.
-        promise_s: Seconds within which 99 % of requests are to be answered.
-        most_rows: Upper limit of the rows of a batch.
         num_threads: Threads that score.
         prepare: Called once in each thread.
         clock: Seconds, ascending.
 
     Attributes:
-        capacity: The limits at present.
-        cost: The measured cost of batches.
+        most_rows: Maximum rows of a batch; a larger request is a batch of its own.
+        most_waiting_rows: Maximum rows that wait; a request is refused if there are more with it.
         num_shed: Requests that were refused.
-        num_batches, num_rows: Batches that were scored, and their rows.
+        num_batches, num_rows, busy_s: Batches that were scored, their rows, and the seconds that they took.
     """
 
     def __init__(
         self,
         score: Callable[[Sequence[W]], int],
         *,
-        promise_s: float,
-        most_rows: int,
         num_threads: int = 1,
         prepare: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._score, self._promise_s, self._most_rows = score, promise_s, most_rows
-        self._prepare, self._clock = prepare, clock
-        self.cost = Cost()
-        self.capacity: Capacity = plan_capacity(self.cost, promise_s, most_rows=most_rows)
+        self._score, self._prepare, self._clock = score, prepare, clock
+        self.most_rows, self.most_waiting_rows = FIRST_ROWS, FIRST_BATCHES * FIRST_ROWS
         self.num_shed = self.num_batches = self.num_rows = 0
+        self.busy_s = 0.0
         self._queue: deque[W] = deque()
         self._waiting_rows = 0
         self._num_scoring = 0
@@ -98,12 +90,11 @@ class Batcher(Generic[W]):
         with self._changed:
             if self._is_closed:
                 raise Overloaded("the server is stopping")
-            limit = self.capacity.most_waiting_rows * len(self._threads)
-            if self._queue and self._waiting_rows + request.num_rows > limit:
+            if self._queue and self._waiting_rows + request.num_rows > self.most_waiting_rows:
                 self.num_shed += 1
                 raise Overloaded(
-                    f"overloaded: {self._waiting_rows:,} rows wait, and {limit:,} can be answered within "
-                    f"{1e3 * self._promise_s:g} ms"
+                    f"overloaded: {self._waiting_rows:,} rows wait, and only {self.most_waiting_rows:,} could be "
+                    "answered in time"
                 )
             self._queue.append(request)
             self._waiting_rows += request.num_rows
@@ -133,7 +124,7 @@ class Batcher(Generic[W]):
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._is_closed)
             batch: list[W] = []
-            num_rows, most = 0, self.capacity.most_rows
+            num_rows, most = 0, self.most_rows
             while self._queue and (not batch or num_rows + self._queue[0].num_rows <= most):
                 batch.append(self._queue.popleft())
                 num_rows += batch[-1].num_rows
@@ -144,10 +135,7 @@ class Batcher(Generic[W]):
     def _note(self, num_rows: int, seconds: float) -> None:
         with self._changed:
             self._num_scoring -= 1
-            if num_rows:
-                self.cost = self.cost.add(num_rows, seconds)
-                self.num_batches += 1
-                self.num_rows += num_rows
-                if self.num_batches % PLAN_EVERY == 0 or self.num_batches < PLAN_EVERY:
-                    self.capacity = plan_capacity(self.cost, self._promise_s, most_rows=self._most_rows)
+            self.num_batches += 1
+            self.num_rows += num_rows
+            self.busy_s += seconds
             self._changed.notify_all()

@@ -12,59 +12,58 @@ keep the promise:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 __all__ = ["Capacity", "Cost", "plan_capacity"]
 
-FORGET = 0.98
-"""Weight of what was measured before, per batch: about the last 50 batches count."""
+FORGET = 0.9
+"""Weight of what was measured before, per window: about the last ten count."""
 BATCH_SHARE = 0.5
 """Part of the promise that a batch may take."""
 SHED_SHARE = 0.9
 """Part of the promise that the estimate for a new request may take."""
 FIRST_ROWS = 64
-"""Rows of a batch before anything was measured."""
+"""Rows of a batch before anything was measured ..."""
+FIRST_BATCHES = 16
+"""... and such batches that may wait."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A running least-squares fit of the seconds of a batch over its rows.
+    """A running least-squares fit of the seconds of some batches over their number and their rows.
 
     Attributes:
-        weight: Sum of weights.
-        rows, seconds: Weighted sums.
-        rows_squared, rows_seconds: Weighted sums of products.
+        batches_squared, rows_squared, batches_rows, batches_seconds, rows_seconds: Weighted sums of products.
     """
 
-    weight: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
+    batches_squared: float = 0.0
     rows_squared: float = 0.0
+    batches_rows: float = 0.0
+    batches_seconds: float = 0.0
     rows_seconds: float = 0.0
 
-    def add(self, rows: int, seconds: float) -> Cost:
-        """With another batch."""
-        return replace(
-            self,
-            weight=FORGET * self.weight + 1.0,
-            rows=FORGET * self.rows + rows,
-            seconds=FORGET * self.seconds + seconds,
-            rows_squared=FORGET * self.rows_squared + rows * rows,
-            rows_seconds=FORGET * self.rows_seconds + rows * seconds,
+    def add(self, batches: int, rows: int, seconds: float) -> Cost:
+        """With further batches."""
+        return Cost(
+            FORGET * self.batches_squared + batches * batches,
+            FORGET * self.rows_squared + rows * rows,
+            FORGET * self.batches_rows + batches * rows,
+            FORGET * self.batches_seconds + batches * seconds,
+            FORGET * self.rows_seconds + rows * seconds,
         )
 
-    @property
-    def per_row_s(self) -> float:
-        """Seconds per row, at least 0."""
-        spread = self.weight * self.rows_squared - self.rows * self.rows
-        if spread <= 1e-9 * self.weight * self.rows_squared:  # all batches had the same size
-            return self.seconds / self.rows if self.rows else 0.0
-        return max((self.weight * self.rows_seconds - self.rows * self.seconds) / spread, 0.0)
-
-    @property
-    def per_batch_s(self) -> float:
-        """Seconds per batch beside those of its rows, at least 0."""
-        return max((self.seconds - self.per_row_s * self.rows) / self.weight, 0.0) if self.weight else 0.0
+    def fit(self) -> tuple[float, float]:
+        """Seconds per batch and per row, at least 0; both 0 before anything was added."""
+        if not self.rows_squared:
+            return 0.0, 0.0
+        spread = self.batches_squared * self.rows_squared - self.batches_rows**2
+        if spread <= 1e-6 * self.batches_squared * self.rows_squared:  # all batches had about the same size
+            return 0.0, self.rows_seconds / self.rows_squared
+        per_row = (self.batches_squared * self.rows_seconds - self.batches_rows * self.batches_seconds) / spread
+        per_batch = (self.rows_squared * self.batches_seconds - self.batches_rows * self.rows_seconds) / spread
+        if per_row <= 0:
+            return max(self.batches_seconds / self.batches_squared, 0.0), 0.0
+        return (per_batch, per_row) if per_batch >= 0 else (0.0, self.rows_seconds / self.rows_squared)
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,12 @@ def plan_capacity(cost: Cost, promise_s: float, *, most_rows: int) -> Capacity:
         promise_s: Seconds within which 99 % of requests are to be answered.
         most_rows: Upper limit of the rows of a batch.
     """
-    if not cost.weight or not cost.per_row_s:
+    per_batch, per_row = cost.fit()
+    if not per_batch and not per_row:
         rows = min(FIRST_ROWS, most_rows)
-        return Capacity(rows, 4 * rows, "nothing was measured yet")
-    per_batch, per_row = cost.per_batch_s, cost.per_row_s
-    rows = max(1, min(most_rows, int((BATCH_SHARE * promise_s - per_batch) / per_row)))
+        return Capacity(rows, FIRST_BATCHES * rows, "nothing was measured yet")
+    rows = int((BATCH_SHARE * promise_s - per_batch) / max(per_row, 1e-9) + 1e-6)
+    rows = max(1, min(most_rows, rows))
     batch_s = per_batch + rows * per_row
     # A new request waits for the batch that is being scored, then for those before it, and for its own.
     batches = (SHED_SHARE * promise_s - batch_s) / batch_s

@@ -79,7 +79,7 @@ def serving_app(state: ServingState) -> Starlette:
         Route("/readyz", lambda _: _ready(state)),
         Route("/metrics", lambda _: PlainTextResponse(metrics_text(state), media_type="text/plain; version=0.0.4")),
     ]
-    return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _wrong_method})
+    return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _wrong_method, HeadraceError: _refused})
 
 
 class WithToken:
@@ -229,7 +229,7 @@ def _describe(state: ServingState) -> dict[str, Any]:
         "step": model.about.step,
         "age_s": max(0.0, time.time() - model.about.cut_at),
         "labels": list(model.label_names),
-        "batch": {"rows": state.service.batcher.capacity.most_rows, "reason": state.service.batcher.capacity.reason},
+        "most_rows": state.service.batcher.most_rows,
         **state.read_status(),
     }
 
@@ -249,7 +249,7 @@ def metrics_text(state: ServingState) -> str:
     values: dict[str, float] = {
         "serve.rows": batcher.num_rows,
         "serve.batches": batcher.num_batches,
-        "serve.batch_rows_limit": batcher.capacity.most_rows,
+        "serve.batch_rows_limit": batcher.most_rows,
         "serve.waiting_rows": batcher.waiting_rows,
         "serve.shed_requests": batcher.num_shed,
         "serve.swaps": service.num_swaps,
@@ -260,6 +260,11 @@ def metrics_text(state: ServingState) -> str:
     except NotReady:
         pass
     return "\n".join([*state.counters.to_prometheus(), *gauges(values)]) + "\n"
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status, headers, body = _error_of(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -77,20 +77,17 @@ class ScoringService:
     those beside it their answers.
 
     Args:
-        promise_s: Seconds within which 99 % of requests are to be answered.
-        most_rows: Maximum rows of a batch.
         num_threads: Threads that score, each with one CPU.
         clock: Seconds, ascending.
 
     Attributes:
         batcher: The queue.
+        num_swaps: Versions taken into use, also earlier ones again.
     """
 
     def __init__(
         self,
         *,
-        promise_s: float = 0.02,
-        most_rows: int = 2048,
         num_threads: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -98,8 +95,6 @@ class ScoringService:
         self.num_swaps = 0
         self.batcher: Batcher[Question] = Batcher(
             self._answer,
-            promise_s=promise_s,
-            most_rows=most_rows,
             num_threads=num_threads,
             prepare=_use_one_thread,
             clock=clock,

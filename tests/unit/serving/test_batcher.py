@@ -36,8 +36,10 @@ class Scoring:
         return sum(request.num_rows for request in requests)
 
 
-def batcher_of(scoring: Scoring, **settings: int) -> Batcher[Asked]:
-    return Batcher(scoring, promise_s=1.0, clock=lambda: 0.0, **{"most_rows": 10, **settings})
+def batcher_of(scoring: Scoring) -> Batcher[Asked]:
+    batcher: Batcher[Asked] = Batcher(scoring, clock=lambda: 0.0)
+    batcher.most_rows, batcher.most_waiting_rows = 10, 40
+    return batcher
 
 
 def test_requests_gather_while_a_batch_is_scored() -> None:
@@ -64,7 +66,7 @@ def test_a_request_beyond_the_limit_is_refused_with_the_reason() -> None:
     batcher.add(Asked(1))
     assert scoring.begun.acquire(timeout=30)
     batcher.add(Asked(39))  # one alone is never too many
-    with pytest.raises(Overloaded, match="overloaded: 39 rows wait, and 40 can be answered within 1000 ms"):
+    with pytest.raises(Overloaded, match="overloaded: 39 rows wait, and only 40 could be answered in time"):
         batcher.add(Asked(2))
     batcher.add(Asked(1))
     assert batcher.num_shed == 1

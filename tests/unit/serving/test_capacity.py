@@ -7,27 +7,27 @@ from headrace.serving.capacity import FIRST_ROWS, Cost, plan_capacity
 
 def measured(per_batch_s: float, per_row_s: float, sizes: tuple[int, ...] = (1, 10, 40, 7)) -> Cost:
     cost = Cost()
-    for rows in sizes * 10:
-        cost = cost.add(rows, per_batch_s + rows * per_row_s)
+    for batches, rows in enumerate(sizes * 10):
+        batches = 1 + batches % 3
+        cost = cost.add(batches, batches * rows, batches * (per_batch_s + rows * per_row_s))
     return cost
 
 
 def test_costs_of_batches_and_rows_are_told_apart() -> None:
     cost = measured(0.002, 0.0001)
-    assert cost.per_batch_s == pytest.approx(0.002)
-    assert cost.per_row_s == pytest.approx(0.0001)
+    assert cost.fit() == pytest.approx((0.002, 0.0001))
 
 
 def test_batches_of_one_size_say_nothing_of_a_cost_per_batch() -> None:
     cost = measured(0.002, 0.0001, (10,))
-    assert (cost.per_batch_s, cost.per_row_s) == pytest.approx((0.0, 0.0003))
+    assert cost.fit() == pytest.approx((0.0, 0.0003))
 
 
 def test_recent_batches_count_more() -> None:
     cost = measured(0.001, 0.0001)
     for rows in (1, 10, 40, 7) * 100:
-        cost = cost.add(rows, 0.004 + rows * 0.0002)
-    assert cost.per_row_s == pytest.approx(0.0002, rel=0.01)
+        cost = cost.add(2, rows, 2 * 0.004 + rows * 0.0002)
+    assert cost.fit() == pytest.approx((0.004, 0.0002), rel=0.01)
 
 
 def test_a_batch_takes_at_most_half_of_the_promise() -> None:
