@@ -27,10 +27,14 @@ class Forward:
         self.model = model.eval()
         self.least_rows = rows_for_equal_bits(model) if least_rows is None else least_rows
 
+    def padded(self, num_rows: int) -> int:
+        """The number of rows to which batches of `num_rows` are filled up."""
+        return pad_to_tile(num_rows, self.least_rows)
+
     def __call__(self, batch: Batch) -> Tensor:
         """Compute float32 [B, L]."""
         num_rows = len(batch)
-        padded = pad_to_tile(num_rows, self.least_rows)
+        padded = self.padded(num_rows)
         with torch.inference_mode():
             if num_rows and padded != num_rows:
                 batch = batch.take(torch.arange(padded).clamp_(max=num_rows - 1))

@@ -22,6 +22,8 @@ BATCH_SHARE = 0.5
 """Part of the promise that a batch may take."""
 SHED_SHARE = 0.9
 """Part of the promise that the estimate for a new request may take."""
+MIN_SPREAD = 1e-3
+"""Squared coefficient of variation of rows per batch, about, below which sizes are the same."""
 FIRST_ROWS = 64
 """Rows of a batch before anything was measured ..."""
 FIRST_BATCHES = 16
@@ -53,12 +55,16 @@ class Cost:
         )
 
     def fit(self) -> tuple[float, float]:
-        """Seconds per batch and per row, at least 0; both 0 before anything was added."""
+        """Seconds per batch and per row, at least 0; both 0 before anything was added.
+
+        Batches of about the same size do not tell the two apart. Then all counts as the cost of a batch, so that batches
+        may grow, and it shows.
+        """
         if not self.rows_squared:
             return 0.0, 0.0
         spread = self.batches_squared * self.rows_squared - self.batches_rows**2
-        if spread <= 1e-6 * self.batches_squared * self.rows_squared:  # all batches had about the same size
-            return 0.0, self.rows_seconds / self.rows_squared
+        if spread <= MIN_SPREAD * self.batches_squared * self.rows_squared:
+            return max(self.batches_seconds / self.batches_squared, 0.0), 0.0
         per_row = (self.batches_squared * self.rows_seconds - self.batches_rows * self.batches_seconds) / spread
         per_batch = (self.rows_squared * self.batches_seconds - self.batches_rows * self.rows_seconds) / spread
         if per_row <= 0:

@@ -21,7 +21,6 @@ from headrace.models.row_bits import rows_for_equal_bits
 from headrace.publishing.served_tables import ServedVersion
 from headrace.scoring.forward import Forward
 from headrace.scoring.predictions import predicted
-from headrace.tensors import Batch
 from headrace.training.commits import table_group_name
 from headrace.training.components import build_components
 from headrace.training.job import JobConfig
@@ -104,18 +103,23 @@ class ServedModel:
         """The feature plan, without labels."""
         return self._template.plan
 
-    def features(self, rows: pa.RecordBatch) -> Batch:
-        """The batch of some rows, with unique keys.
+    def score(self, rows: pa.RecordBatch) -> Float32s:
+        """Probabilities of binary labels and values of numbers, float32 [N, L], as `headrace predict` writes them.
+
+        Args:
+            rows: N rows with the columns of `plan`, plain or in groups.
 
         Raises:
             DataError: A value is not valid in the logs of the job.
         """
-        batch = self._template.plan.apply(rows)
-        return batch.with_keys(self._template.layouts)
-
-    def score(self, batch: Batch) -> Float32s:
-        """Probabilities of binary labels and values of numbers, float32 [B, L], as `headrace predict` writes them."""
-        logits = self._forward(batch).numpy()
+        num_rows = rows.num_rows
+        if not num_rows:
+            return np.zeros((0, len(self.label_names)), np.float32)
+        padded = self._forward.padded(num_rows)
+        if padded != num_rows:  # already here, since filling up a batch would find its keys twice
+            rows = rows.take(pa.array(np.minimum(np.arange(padded), num_rows - 1)))
+        batch = self._template.plan.apply(rows).with_keys(self._template.layouts)
+        logits = self._forward(batch).numpy()[:num_rows]
         return np.stack(predicted(logits, self._template.is_regression), axis=1)
 
 

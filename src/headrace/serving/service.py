@@ -168,7 +168,7 @@ class ScoringService:
     def _score_together(self, model: ServedModel, questions: Sequence[Question]) -> None:
         for alike in _by_schema(questions):
             batches = [question.rows for question in alike if question.rows is not None]
-            scores = self._scores(model, batches)
+            scores = model.score(batches[0] if len(batches) == 1 else pa.concat_batches(batches))
             first = 0
             for question, rows in zip(alike, batches, strict=True):
                 question.answer(Answer(scores[first : first + rows.num_rows], model))
@@ -177,17 +177,11 @@ class ScoringService:
     def _score_alone(self, model: ServedModel, question: Question) -> None:
         assert question.rows is not None
         try:
-            scores = self._scores(model, [question.rows])
+            scores = model.score(question.rows)
         except DataError as error:
             question.answer(BadRequest(str(error), 422))
             return
         question.answer(Answer(scores, model))
-
-    def _scores(self, model: ServedModel, batches: Sequence[pa.RecordBatch]) -> Float32s:
-        rows = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-        if not rows.num_rows:
-            return np.zeros((0, len(model.label_names)), np.float32)
-        return model.score(model.features(rows))
 
 
 def _read(question: Question) -> bool:

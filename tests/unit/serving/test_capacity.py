@@ -18,9 +18,9 @@ def test_costs_of_batches_and_rows_are_told_apart() -> None:
     assert cost.fit() == pytest.approx((0.002, 0.0001))
 
 
-def test_batches_of_one_size_say_nothing_of_a_cost_per_batch() -> None:
+def test_batches_of_one_size_say_nothing_of_a_cost_per_row() -> None:
     cost = measured(0.002, 0.0001, (10,))
-    assert cost.fit() == pytest.approx((0.0, 0.0003))
+    assert cost.fit() == pytest.approx((0.003, 0.0))
 
 
 def test_recent_batches_count_more() -> None:
