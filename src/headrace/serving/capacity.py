@@ -57,8 +57,8 @@ class Cost:
     def fit(self) -> tuple[float, float]:
         """Seconds per batch and per row, at least 0; both 0 before anything was added.
 
-        Batches of about the same size do not tell the two apart. Then all counts as the cost of a batch, so that batches
-        may grow, and it shows.
+        Batches of about the same size do not tell the two apart. Then all counts as the cost of a batch, so that
+        batches may grow, and it shows.
         """
         if not self.rows_squared:
             return 0.0, 0.0
