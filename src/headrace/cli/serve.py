@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+MAIN = "main"
+"""Name of the model that is given first."""
 
 
 def serve(
@@ -49,6 +53,15 @@ def serve(
             "them is rolled back."
         ),
     ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="NAME=RUN of a further model, at /v1/models/NAME/score.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHARE: the part of requests to /v1/score that this model answers.")
+    ] = None,
+    shadow: Annotated[
+        list[str] | None, typer.Option(help="NAME of a model that scores all requests to /v1/score for comparison.")
+    ] = None,
     modules: Annotated[
         list[str] | None, typer.Option("--import", help="Module with your own model or operators, for --from.")
     ] = None,
@@ -67,42 +80,62 @@ def serve(
     they come over the network, as to headrace replica. By default the server listens on loopback only; other
     addresses need a token and TLS.
 
+    Further models are compared with the first one: --split has a candidate answer some requests, --shadow only scores
+    them, and labels sent to /v1/labels show how good each is.
+
     Example: headrace serve job.yaml --listen 127.0.0.1:8080
     """
-    from headrace.cluster.serving import ServeOptions, serve_model
+    from headrace.cluster.followed_model import ModelSource, ScoringOptions
+    from headrace.cluster.serving import ServeOptions, serve_models
     from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity, read_token
     from headrace.errors import ConfigError
     from headrace.publishing.client import PUBLISH_TOKEN, PublicationClient
     from headrace.publishing.guard import GuardLimits
+    from headrace.serving.traffic import Traffic
     from headrace.training.publishing_folder import followed_run
 
     if (run is None) == (sources is None):
         raise ConfigError("headrace serve: given both or neither of RUN and --from, expected one of them")
+    if run is None and path is None:
+        raise ConfigError("--path: missing, expected a folder for this server's copies of versions")
+    for module in modules or ():
+        importlib.import_module(module)
     token = read_token(token_file, PUBLISH_TOKEN)
+
+    def of_run(name: str, place: str | Path, copies: Path | None = None) -> ModelSource:
+        folder, source = followed_run(place, on_message=typer.echo)
+        return ModelSource(
+            name, copies or folder / ("serving" if name == MAIN else f"serving-{name}"), [source], trusts_job=True
+        )
+
+    if run is not None:
+        served = [of_run(MAIN, run, path)]
+    else:
+        assert sources is not None
+        assert path is not None
+        security = ClientSecurity.of_files(token, tls_authority)
+        clients = [PublicationClient(each.strip(), security=security) for each in sources.split(",")]
+        served = [ModelSource(MAIN, path, clients)]
+    for text in models or ():
+        name, _, place = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name) or not place or name in {each.name for each in served}:
+            raise ConfigError(f"--model: given {text!r}, expected NAME=RUN with a new name of letters, digits, - and _")
+        served.append(of_run(name, place))
     options = ServeOptions(
         listen,
-        promise_s=p99_ms / 1e3,
-        most_rows=most_rows,
-        threads=threads,
-        drain_s=drain_s,
+        Traffic.of([each.name for each in served], split or (), shadow or ()),
         replica_listen=replica_listen,
-        keep=keep,
-        in_memory=in_memory,
-        limits=None if guard is None else GuardLimits.of(guard),
-        trusts_jobs=run is not None,
+        drain_s=drain_s,
+        scoring=ScoringOptions(
+            promise_s=p99_ms / 1e3,
+            most_rows=most_rows,
+            threads=threads,
+            keep=keep,
+            in_memory=in_memory,
+            limits=None if guard is None else GuardLimits.of(guard),
+        ),
         security=ServerSecurity.of_files(token, tls_cert, tls_key),
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    for module in modules or ():
-        importlib.import_module(module)
-    if run is not None:
-        folder, source = followed_run(run, on_message=typer.echo)
-        serve_model(path or folder / "serving", [source], options, on_message=typer.echo)
-        return
-    if path is None:
-        raise ConfigError("--path: missing, expected a folder for this server's copies of versions")
-    assert sources is not None
-    security = ClientSecurity.of_files(token, tls_authority)
-    clients = [PublicationClient(each.strip(), security=security) for each in sources.split(",")]
-    serve_model(path, clients, options, on_message=typer.echo)
+    serve_models(served, options, on_message=typer.echo)

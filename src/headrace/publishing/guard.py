@@ -79,6 +79,17 @@ class Window:
         """Mean prediction, divided by the mean label; None without a positive label."""
         return self.predicted / self.positive if self.positive else None
 
+    def add(self, predictions: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> Window:
+        """With further labels [N] of predictions [N]."""
+        clipped = np.clip(predictions.astype(np.float64), CLIP, 1 - CLIP)
+        log_loss = -np.where(labels > 0.5, np.log(clipped), np.log1p(-clipped)).sum()
+        return Window(
+            self.rows + len(labels),
+            self.log_loss + float(log_loss),
+            self.predicted + float(predictions.sum(dtype=np.float64)),
+            self.positive + float((labels > 0.5).sum()),
+        )
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -122,7 +133,7 @@ class Guard:
         judgements = []
         while len(labels):
             room = self.limits.rows - self._window.rows
-            self._window = _with(self._window, predictions[:room], labels[:room])
+            self._window = self._window.add(predictions[:room], labels[:room])
             predictions, labels = predictions[room:], labels[room:]
             if self._window.rows == self.limits.rows:
                 judgements.append(self._judge())
@@ -144,17 +155,6 @@ class Guard:
         return Judgement(
             self._version, "bad", f"{reason}, in {self._num_outside} windows of {self.limits.rows:,} labels in a row"
         )
-
-
-def _with(window: Window, predictions: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> Window:
-    clipped = np.clip(predictions.astype(np.float64), CLIP, 1 - CLIP)
-    log_loss = -np.where(labels > 0.5, np.log(clipped), np.log1p(-clipped)).sum()
-    return Window(
-        window.rows + len(labels),
-        window.log_loss + float(log_loss),
-        window.predicted + float(predictions.sum(dtype=np.float64)),
-        window.positive + float((labels > 0.5).sum()),
-    )
 
 
 def _outside(window: Window, limits: GuardLimits) -> str | None:

@@ -16,18 +16,18 @@ JSON = b"application/json"
 ARROW = b"application/vnd.apache.arrow.stream"
 
 
-def write_json(answer: Answer) -> bytes:
-    """`{"scores": {"LABEL": [...]}, "version": N, "age_s": S}`; numbers read back as the same float32."""
+def write_json(answer: Answer, request: str) -> bytes:
+    """`{"scores": {"LABEL": [...]}, "version": N, "age_s": S, "request": ID}`; numbers read back as the same bits."""
     columns = {
         name: np.ascontiguousarray(answer.scores[:, place]) for place, name in enumerate(answer.model.label_names)
     }
-    return orjson.dumps({"scores": columns, **_about(answer)}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps({"scores": columns, **_about(answer), "request": request}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def write_arrow(answer: Answer) -> bytes:
-    """A record batch with a float32 column for each label; `version` and `age_s` are in the metadata of its schema."""
+def write_arrow(answer: Answer, request: str) -> bytes:
+    """A record batch, float32 for each label; the metadata of its schema has `version`, `age_s` and `request`."""
     fields = [pa.field(name, pa.float32()) for name in answer.model.label_names]
-    about = {name: str(value) for name, value in _about(answer).items()}
+    about = {name: str(value) for name, value in {**_about(answer), "request": request}.items()}
     columns = [pa.array(np.ascontiguousarray(column)) for column in answer.scores.T]
     schema = pa.schema(fields, metadata=about)
     sink = pa.BufferOutputStream()

@@ -22,6 +22,8 @@ BATCH_SHARE = 0.5
 """Part of the promise that a batch may take."""
 SHED_SHARE = 0.9
 """Part of the promise that the estimate for a new request may take."""
+LEAST_WAITING = 32
+"""Rows that may always wait: where the promise cannot be kept anyway, it is no reason to refuse."""
 MIN_SPREAD = 1e-3
 """Squared coefficient of variation of rows per batch, about, below which sizes are the same."""
 FIRST_ROWS = 64
@@ -104,7 +106,7 @@ def plan_capacity(cost: Cost, promise_s: float, *, most_rows: int) -> Capacity:
     batch_s = per_batch + rows * per_row
     # A new request waits for the batch that is being scored, then for those before it, and for its own.
     batches = (SHED_SHARE * promise_s - batch_s) / batch_s
-    waiting = max(rows, int(batches * rows))
+    waiting = max(rows, int(batches * rows), LEAST_WAITING)
     reason = (
         f"{1e3 * per_batch:.2f} ms per batch and {1e6 * per_row:.1f} us per row: {rows:,} rows take "
         f"{1e3 * batch_s:.1f} of {1e3 * promise_s:g} ms"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+
+import pyarrow as pa
 
 from headrace.errors import CheckpointError, HeadraceError
 from headrace.publishing.served_tables import ServedTables, View
 from headrace.serving.model import ModelTemplate, ServedModel
+from headrace.serving.requests import RequestReader
 from headrace.serving.service import ScoringService
 
 __all__ = ["ModelFollower"]
 
 POLL_S = 0.5
+WARM_UP_ROWS = 256
 
 
 class ModelFollower:
@@ -53,6 +58,8 @@ class ModelFollower:
         except HeadraceError as error:
             self._on_message(f"version {view.version} is not used: {error}")
             return None
+        if self._service.num_swaps == 0:
+            _warm_up(model)
         self._service.use(model)
         return model
 
@@ -71,3 +78,11 @@ class ModelFollower:
         if self._template is None or self._template[0] != job:
             self._template = job, self._make_template(job)
         return self._template[1]
+
+
+def _warm_up(model: ServedModel) -> None:
+    """Score rows without values, so that the first request does not wait for kernels to be loaded."""
+    with suppress(HeadraceError):  # nulls may not be valid
+        rows = RequestReader(model.plan).records(b'{"records": [{}]}')
+        for num_rows in (1, WARM_UP_ROWS):
+            model.score(rows.take(pa.array([0] * num_rows)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from headrace.observe.metrics import Kind, MetricRegistry
 
-__all__ = ["SERVING", "ServingCounters", "gauges"]
+__all__ = ["SERVING", "ServingCounters", "gauges", "quality_lines"]
 
 SERVING = MetricRegistry()
 """Metrics of `headrace serve`."""
@@ -23,9 +23,13 @@ for _name, _unit, _kind, _description in (
     ("serve.batch_rows_limit", "", Kind.GAUGE, "Maximum rows of a batch, which the time promised allows."),
     ("serve.waiting_rows", "", Kind.GAUGE, "Rows of requests that wait."),
     ("serve.shed_requests", "", Kind.COUNTER, "Requests refused because they could not be answered in time."),
+    ("serve.shadow_errors", "", Kind.COUNTER, "Requests that a shadow should have scored, and did not."),
     ("serve.swaps", "", Kind.COUNTER, "Versions taken into use, also earlier ones again."),
     ("serve.version", "", Kind.GAUGE, "Version that answers."),
     ("serve.seconds_behind", "s", Kind.GAUGE, "Time since the rows of that version were copied."),
+    ("serve.labels_rows", "", Kind.COUNTER, "Labels that were joined with predictions."),
+    ("serve.labels_ne", "", Kind.GAUGE, "Normalized entropy of predictions on these labels."),
+    ("serve.labels_calibration", "", Kind.GAUGE, "Mean prediction, divided by the mean of these labels."),
 ):
     SERVING.declare(_name, unit=_unit, kind=_kind, description=_description)
 
@@ -83,11 +87,35 @@ class ServingCounters:
         return lines
 
 
-def gauges(values: Mapping[str, float]) -> list[str]:
-    """The lines of metrics without labels, by the names of `SERVING`."""
+def gauges(values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The lines of the metrics of models, by name of the model and names of `SERVING`."""
     lines = []
-    for name, value in values.items():
-        written, metric = f"headrace_{name.replace('.', '_')}", SERVING[name]
-        kind = "counter" if metric.kind is Kind.COUNTER else "gauge"
-        lines += [f"# HELP {written} {metric.description}", f"# TYPE {written} {kind}", f"{written} {value!r}"]
+    for metric in SERVING:
+        written = f"headrace_{metric.name.replace('.', '_')}"
+        samples = [
+            f'{written}{{model="{model}"}} {of_model[metric.name]!r}'
+            for model, of_model in values.items()
+            if metric.name in of_model
+        ]
+        if samples:
+            kind = "counter" if metric.kind is Kind.COUNTER else "gauge"
+            lines += [f"# HELP {written} {metric.description}", f"# TYPE {written} {kind}", *samples]
+    return lines
+
+
+def quality_lines(quality: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[str]:
+    """The lines of what labels say of models, see `Feedback.quality`."""
+    lines = []
+    for name in ("ne", "calibration", "rows"):
+        metric = SERVING[f"serve.labels_{name}"]
+        written = f"headrace_{metric.name.replace('.', '_')}"
+        samples = [
+            f'{written}{{model="{model}",label="{label}"}} {found[name]!r}'
+            for model, of_model in quality.items()
+            for label, found in of_model.items()
+            if found[name] is not None
+        ]
+        if samples:
+            kind = "counter" if metric.kind is Kind.COUNTER else "gauge"
+            lines += [f"# HELP {written} {metric.description}", f"# TYPE {written} {kind}", *samples]
     return lines

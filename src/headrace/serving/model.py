@@ -99,6 +99,11 @@ class ServedModel:
         return self._template.label_names
 
     @property
+    def is_regression(self) -> tuple[bool, ...]:
+        """Which of the labels are numbers."""
+        return self._template.is_regression
+
+    @property
     def plan(self) -> FeaturePlan:
         """The feature plan, without labels."""
         return self._template.plan

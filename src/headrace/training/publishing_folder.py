@@ -18,7 +18,7 @@ __all__ = ["followed_run"]
 POLL_S = 0.5
 
 
-def followed_run(run: Path, *, on_message: Callable[[str], object]) -> tuple[Path, LocalSource]:
+def followed_run(run: str | Path, *, on_message: Callable[[str], object]) -> tuple[Path, LocalSource]:
     """The folder of a run, and its versions as a source.
 
     Checkpoints of a run that does not publish are published by a thread, unless another process does so.

@@ -106,7 +106,7 @@ def predictions(folder: Path, window: int) -> list[np.float32]:
 def test_scores_equal_predictions_in_requests_of_any_size_and_form(folder: Path) -> None:
     expected = predictions(folder, 1)
     records = records_of(folder, 1, features_of(folder))
-    with served(folder, "--drain", "0.2") as (url, process):
+    with served(folder, "--drain", "0.2", "--model", "again=run", "--shadow", "again") as (url, process):
         found = [score(url, records[:1]), score(url, records[1:4]), score(url, records[4:900])]
         scores = [np.float32(value) for answer in found for value in answer["scores"]["click"]]
         assert scores == expected[:900]
@@ -126,7 +126,33 @@ def test_scores_equal_predictions_in_requests_of_any_size_and_form(folder: Path)
         status, body = ask(url, "/v1/score", b'{"records": [{"usr": 3}]}')
         assert (status, b"column 'usr' is unknown" in body) == (422, True)
         assert b'headrace_serve_requests{route="score",status="422"} 1' in ask(url, "/metrics")[1]
+        labels_of_a_request_judge_all_models_that_scored_it(url, records[:20])
         assert stopped_under_requests(url, process, records[:20]) == {200}
+
+
+def labels_of_a_request_judge_all_models_that_scored_it(url: str, records: list[dict[str, Any]]) -> None:
+    body = json.dumps({"records": records}).encode()
+    until_scored(url, "again")
+    found = [json.loads(ask(url, path, body)[1]) for path in ("/v1/score", "/v1/models/again/score")]
+    assert found[0].get("scores") == found[1].get("scores"), found
+    until_scored(url, "again", 2 * len(records))
+    status, answer = ask(url, "/v1/models/other/score", body)
+    assert (status, b"expected one of: main, again" in answer) == (404, True)
+    labels = {"labels": [{"request": found[0]["request"], "click": [0, 1] * 10}, {"request": "unknown", "click": [1]}]}
+    status, answer = ask(url, "/v1/labels", json.dumps(labels).encode())
+    assert (status, json.loads(answer)) == (200, {"rows": 20, "unknown_requests": 1})
+    quality = json.loads(ask(url, "/v1/models")[1])["quality"]
+    assert quality["main"] == quality["again"]
+    assert quality["main"]["click"]["rows"] == 20
+
+
+def until_scored(url: str, model: str, rows: int = 0) -> None:
+    """Wait until a model has a version and scored so many rows since the server started, in requests or as a shadow."""
+    while True:
+        text = ask(url, "/metrics")[1].decode()
+        scored = re.search(rf'headrace_serve_rows{{model="{model}"}} ([0-9]+)', text)
+        if f'headrace_serve_version{{model="{model}"}}' in text and scored and int(scored[1]) >= rows:
+            return
 
 
 def stopped_under_requests(url: str, process: subprocess.Popen[str], records: list[dict[str, Any]]) -> set[int]:

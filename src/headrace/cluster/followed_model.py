@@ -1,0 +1,127 @@
+"""`FollowedModel`: a model of a serving process, with the replica that brings its versions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.config import parse_yaml
+from headrace.observe.decisions import DecisionLog
+from headrace.publishing.download import Source
+from headrace.publishing.guard import GuardLimits
+from headrace.publishing.publications import JOB, PublicationFolder
+from headrace.publishing.replica import Replica
+from headrace.serving.following import ModelFollower
+from headrace.serving.model import ModelTemplate
+from headrace.serving.service import ScoringService
+from headrace.serving.state import NamedModel
+from headrace.serving.tuning import PromisePolicy, ServingJob
+from headrace.training.job import JobConfig
+from headrace.tuning.loop import Tuner
+from headrace.user_code import no_imports
+
+__all__ = ["FollowedModel", "ModelSource", "ScoringOptions"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to serve.
+
+    Attributes:
+        name: Its name in paths and metrics.
+        path: Folder for this server's copies of its versions.
+        sources: From whom versions are fetched.
+        trusts_job: Whether its job may name code to import.
+    """
+
+    name: str
+    path: Path
+    sources: Sequence[Source]
+    trusts_job: bool = False
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How models are scored and kept.
+
+    Attributes:
+        promise_s: Seconds within which 99 % of requests are to be answered.
+        most_rows: Maximum rows of a batch.
+        threads: Threads that score.
+        keep: Versions to keep on disk.
+        in_memory: Versions in memory.
+        limits: Limits of the guard; None for no guard.
+    """
+
+    promise_s: float = 0.02
+    most_rows: int = 2048
+    threads: int = 1
+    keep: int = 10
+    in_memory: int = 10
+    limits: GuardLimits | None = None
+
+
+class FollowedModel:
+    """A replica, the service that scores with what it serves, and the threads between them.
+
+    Args:
+        source: The model.
+        address: Address of the replica, as others know it.
+        options: How it is scored.
+        on_message: Called with a line for each event.
+
+    Attributes:
+        folder: Its versions.
+        replica: Brings them.
+        named: The model for the routes.
+
+    Raises:
+        CheckpointError: The folder cannot be used.
+    """
+
+    def __init__(
+        self, source: ModelSource, address: str, options: ScoringOptions, *, on_message: Callable[[str], None]
+    ) -> None:
+        self._source, self._options = source, options
+        self.folder = PublicationFolder(source.path, keep=options.keep)
+        self.replica = Replica(
+            self.folder,
+            source.sources,
+            address=address,
+            keep=options.in_memory,
+            limits=options.limits,
+            on_message=on_message,
+        )
+        self.replica.restore()
+        self.named = NamedModel(source.name, ScoringService(num_threads=options.threads), self.replica.status)
+        self._follower = ModelFollower(
+            self.replica.tables,
+            self.named.service,
+            read_job=lambda version: (self.folder.place(version) / JOB).read_text(encoding="utf-8"),
+            make_template=lambda text: _template(text, trusts=source.trusts_job),
+            on_message=on_message,
+        )
+
+    def start(self, stack: ExitStack) -> None:
+        """Start the threads, which end when the stack is closed."""
+        stopping = threading.Event()
+        stack.callback(stopping.set)
+        self.named.service.start()
+        stack.enter_context(self._tuner())
+        for run in (self.replica.run, self._follower.run):
+            threading.Thread(target=run, args=(stopping,), daemon=True).start()
+
+    def _tuner(self) -> Tuner:
+        """Tunes the service, and records in `decisions.jsonl` what it changes, and why."""
+        options = self._options
+        job = ServingJob(self.named.service.batcher, most_rows=options.most_rows, num_threads=options.threads)
+        policy = PromisePolicy(options.promise_s, most_rows=options.most_rows)
+        return Tuner(job, policy, decisions=DecisionLog(self._source.path / "decisions.jsonl"))
+
+
+def _template(text: str, *, trusts: bool) -> ModelTemplate:
+    with nullcontext() if trusts else no_imports():
+        return ModelTemplate(JobConfig.from_dict(parse_yaml(text, where=JOB), where=JOB))
