@@ -28,7 +28,6 @@ from headrace.training.checkpoint_writer import CheckpointsConfig, CheckpointWri
 
 Int64s = npt.NDArray[np.int64]
 GROUP = "g"
-FREE_BYTES = 1 << 40
 EXTRACT_ABOVE = 0.05
 """IncrCP splits a chunk if a later one has more than this part of its rows; its published runs use about as much."""
 
@@ -94,7 +93,7 @@ class Chains(Policy):
 
     def restore(self, number: int) -> Int64s:
         """See `Policy`."""
-        state = restored_state(self.folder, self.chains[number], {}, free_bytes=FREE_BYTES)
+        state = restored_state(self.folder, self.chains[number], {})
         return state["ids"]
 
     def _add(self, number: int, entry: SegmentEntry, before: Sequence[SegmentEntry]) -> None:
@@ -220,7 +219,7 @@ class IncrCP(Policy):
 
     def restore(self, number: int) -> Int64s:
         """See `Policy`."""
-        state = restored_state(self.folder, self._chunks(number), {}, free_bytes=FREE_BYTES)
+        state = restored_state(self.folder, self._chunks(number), {})
         return state["ids"]
 
 

@@ -206,7 +206,7 @@ class CheckpointFolder:
             VersionMismatch: It has a different version of the format.
         """
         folder = self._place(number)
-        if number not in self.numbers():
+        if not os.path.lexists(folder):
             numbers = shorten_list(map(str, self.numbers())) or "none"
             raise CheckpointError(f"{self.path}: there is no checkpoint {number}, expected one of: {numbers}")
         manifest, chains = self.read_manifest(number)

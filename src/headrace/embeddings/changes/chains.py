@@ -32,6 +32,8 @@ Chain = tuple[SegmentEntry, ...]
 Chains = dict[str, tuple[Chain, ...]]
 """For each table group, the chain of the process that trains it, or one for each shard; oldest segments first."""
 
+_CHAINS: TypeAdapter[Chains] = TypeAdapter(Chains)
+
 FANOUT = 4
 """Segments of a similar number of checkpoints that are merged into one. A row is rewritten once per level, of which n
 checkpoints have log4(n)."""
@@ -92,7 +94,7 @@ def chains_of(values: Any) -> Chains:
         ValueError: The values are not chains; the text has the first mistake.
     """
     try:
-        chains = TypeAdapter(Chains).validate_python(values)
+        chains = _CHAINS.validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"chains.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

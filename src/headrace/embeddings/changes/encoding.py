@@ -17,6 +17,7 @@ column is compressed with zstd if that makes it smaller by a tenth, which is tri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,10 +27,12 @@ import pyarrow as pa
 
 from headrace.embeddings.changes.row_kernels import join_planes
 
-__all__ = ["EncodedColumn", "Encoding", "Floats", "decode_column", "encode_column", "from_bf16", "rounded"]
+__all__ = ["Empty", "EncodedColumn", "Encoding", "Floats", "decode_column", "encode_column", "from_bf16", "rounded"]
 
 Encoding = Literal["raw", "integers", "gaps", "int8", "bf16"]
 Floats = Literal["exact", "int8", "bf16"]
+Empty = Callable[[int, npt.DTypeLike], npt.NDArray[Any]]
+"""Allocates an uninitialised array of some rows, like `numpy.empty`."""
 
 SAMPLE_BYTES = 1 << 16
 PAYS_BELOW = 0.9
@@ -93,11 +96,12 @@ def encode_column(
     return EncodedColumn(dtype, width, encoding, base, plane_bytes, len(data), is_compressed), packed
 
 
-def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.NDArray[Any]:
+def decode_column(about: EncodedColumn, data: memoryview, num_rows: int, empty: Empty = np.empty) -> npt.NDArray[Any]:
     """Inverse of `encode_column`, for R rows; not a copy if it is stored as it is."""
     if about.is_compressed:
         data = memoryview(_ZSTD.decompress(data, decompressed_size=about.num_bytes))
     raw = np.frombuffer(data, dtype=np.uint8)
+    raw.flags.writeable = False  # wherever it is, so that kernels are compiled once
     dtype = np.dtype(about.dtype)
     if about.encoding == "int8":
         assert about.width is not None
@@ -109,9 +113,13 @@ def decode_column(about: EncodedColumn, data: memoryview, num_rows: int) -> npt.
     if about.encoding in ("raw", "bf16"):
         numbers = raw.view(dtype) if about.encoding == "raw" else from_bf16(raw.view(np.uint16))
         return numbers if about.width is None else numbers.reshape(num_rows, about.width)
-    integers = np.empty(num_rows, dtype=np.int64)
+    integers = empty(num_rows, np.int64)
     join_planes(raw.reshape(about.plane_bytes, num_rows), about.base, about.encoding == "gaps", integers)
-    return integers.astype(dtype, copy=False)
+    if dtype == np.int64:
+        return integers
+    narrow = empty(num_rows, dtype)
+    narrow[:] = integers
+    return narrow
 
 
 def rounded(column: npt.NDArray[Any], as_floats: Floats) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def merged_blocks(segments: Sequence[Segment], section: str) -> Iterator[Columns
     """
     room, count = 0, 0
     columns = segments[0].empty(section) if segments else {}
-    for step in newest_rows(segments, section):
-        filled = count + len(step.ids)
-        if filled > room:
-            room = 2 * filled
-            columns = {name: _grown(column[:count], room) for name, column in columns.items()}
-        for name, column in columns.items():
-            step.copy_to(name, column[count:filled])
-        full = filled - filled % BLOCK_ROWS
-        if full:
-            yield {name: column[:full] for name, column in columns.items()}
-            columns = {name: _grown(column[full:filled], room) for name, column in columns.items()}
-        count = filled - full
+    with closing(newest_rows(segments, section)) as steps:
+        for step in steps:
+            filled = count + len(step.ids)
+            if filled > room:
+                room = 2 * filled
+                columns = {name: _grown(column[:count], room) for name, column in columns.items()}
+            for name, column in columns.items():
+                step.copy_to(name, column[count:filled])
+            full = filled - filled % BLOCK_ROWS
+            if full:
+                yield {name: column[:full] for name, column in columns.items()}
+                columns = {name: _grown(column[full:filled], room) for name, column in columns.items()}
+            count = filled - full
     if count:
         yield {name: column[:count] for name, column in columns.items()}
 

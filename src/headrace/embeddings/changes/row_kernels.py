@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 
-__all__ = ["as_words", "copy_rows", "join_planes", "merge_ids", "number_kept"]
+__all__ = ["as_words", "copy_rows", "join_planes", "merge_ids", "number_from", "number_kept"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -43,6 +43,13 @@ def merge_ids(
         ids[count], places[count] = older[b], older_places[b]
         b, count = b + 1, count + 1
     return count
+
+
+@kernel()
+def number_from(start: int, places: Int64s) -> None:
+    """Set `places` [P] to `start`, `start` + 1, ..."""
+    for position in range(len(places)):
+        places[position] = start + position
 
 
 @kernel()

@@ -13,7 +13,6 @@ from headrace.embeddings.changes.segments import Segment
 from headrace.embeddings.tables.partitions import joined_columns, separated_columns
 from headrace.embeddings.tables.parts import numbered
 from headrace.embeddings.tables.state import Columns
-from headrace.resources.memory import effective_memory
 
 __all__ = ["RestoredParts", "SegmentFolder", "segments_until"]
 
@@ -67,8 +66,7 @@ class SegmentFolder:
         Raises:
             TornCheckpoint: A segment is damaged.
         """
-        free_bytes = effective_memory().available_bytes
-        return restored_state(self.place(table_group), chain, whole, free_bytes=free_bytes)
+        return restored_state(self.place(table_group), chain, whole)
 
     def restored_group(self, table_group: str, chains: Sequence[Chain], whole: Columns) -> Columns:
         """The state of a table group that one process saved, from the chain of each partition.

@@ -7,8 +7,9 @@ import json
 import mmap
 import os
 import struct
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +19,26 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.delta import SECTIONS, Columns, Delta
-from headrace.embeddings.changes.encoding import EncodedColumn, Floats, decode_column, encode_column
+from headrace.embeddings.changes.encoding import Empty, EncodedColumn, Floats, decode_column, encode_column
 from headrace.errors import CheckpointError, TornCheckpoint
 from headrace.files import new_file, writing
 
-__all__ = ["Block", "Segment", "SegmentEntry", "SegmentWriter", "write_delta"]
+__all__ = ["ALIGNMENT", "Block", "Held", "Segment", "SegmentEntry", "SegmentWriter", "write_delta"]
 
 MAGIC = b"HRROWS1\n"
 TRAILER = struct.Struct("<QI4s")  # length of the footer, its CRC-32, and a mark
 MARK = b"END\n"
 ALIGNMENT = 64
+"""Bytes, of columns in a file."""
+KEYS = ("tables", "ids")
+TAIL_BYTES = 1 << 15
+"""Bytes of the end of a file that are read to find its footer, which has 200 bytes per column of a block."""
 BLOCK_ROWS = 1 << 16
 """Rows per block, the unit of reading, checking and merging: 5 MiB at dim 16."""
-BLOCKS_AHEAD = 3
-"""Blocks of a segment that are read from the disk ahead of their use, with the one in use."""
+
+
+Held = tuple[int, memoryview]
+"""An offset in a file, and bytes from there on."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,19 @@ class Block:
     section: str
     num_rows: int
     columns: dict[str, tuple[EncodedColumn, int, int, int]] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its columns in the file."""
+        return sum(size for _, _, size, _ in self.columns.values())
+
+    def extent(self, *, of_keys: bool) -> tuple[int, int]:
+        """The offset and the length of the bytes of its keys, or of its other columns, which follow them."""
+        places = [
+            (offset, offset + size) for name, (_, offset, size, _) in self.columns.items() if (name in KEYS) == of_keys
+        ]
+        first = min((first for first, _ in places), default=0)
+        return first, max((last for _, last in places), default=0) - first
 
 
 class SegmentWriter:
@@ -175,12 +195,12 @@ class Segment:
     def __init__(self, folder: Path, entry: SegmentEntry) -> None:
         self.path, self.entry = folder / entry.name, entry
         try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != entry.bytes:
-                    raise TornCheckpoint(f"{self.path}: has {size} bytes, expected {entry.bytes}")
-                self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._data = memoryview(self._file)
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+            size = os.fstat(self._descriptor).st_size
+            if size != entry.bytes:
+                raise TornCheckpoint(f"{self.path}: has {size} bytes, expected {entry.bytes}")
+            self._data = memoryview(mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as error:
             raise TornCheckpoint(f"{self.path}: is missing, expected {entry.bytes} bytes") from error
         except (OSError, ValueError) as error:
@@ -188,17 +208,26 @@ class Segment:
         self.blocks = self._read_footer()
 
     def _read_footer(self) -> list[Block]:
-        length, _, mark = TRAILER.unpack(self._data[-TRAILER.size :])
-        footer = self._data[max(0, len(self._data) - TRAILER.size - length) : -TRAILER.size]
+        end = self.entry.bytes
+        ending = self._tail(TAIL_BYTES)  # not mapped: a fault at the end would read what is around it, and wait for it
+        length, _, mark = TRAILER.unpack(ending[-TRAILER.size :])
+        if length + TRAILER.size > len(ending):
+            ending = self._tail(min(end, length + TRAILER.size))
+        footer = ending[max(0, len(ending) - TRAILER.size - length) : -TRAILER.size]
         digest = hashlib.sha256(footer).hexdigest()
         if mark != MARK or digest != self.entry.sha256:
             given = f"{digest[:12]}..., expected {self.entry.sha256[:12]}..."
             raise TornCheckpoint(f"{self.path}: footer: has SHA-256 {given}")
-        values = json.loads(bytes(footer))
+        values = json.loads(footer)
         return [
             Block(block["section"], block["num_rows"], {name: _column(at) for name, at in block["columns"].items()})
             for block in values["blocks"]
         ]
+
+    def _tail(self, num_bytes: int) -> bytes:
+        tail = bytearray(min(num_bytes, self.entry.bytes))
+        self.read_into(self.entry.bytes - len(tail), memoryview(tail))
+        return bytes(tail)
 
     def empty(self, section: str) -> Columns:
         """The columns of a section, without rows."""
@@ -212,19 +241,26 @@ class Segment:
         """The blocks of a section, in the order of their keys."""
         return [block for block in self.blocks if block.section == section]
 
-    def read(self, block: Block, name: str) -> npt.NDArray[Any]:
-        """A column of a block; it may be a view of the file.
+    def read(self, block: Block, name: str, held: Held | None = None, empty: Empty = np.empty) -> npt.NDArray[Any]:
+        """A column of a block; it may be a view of the file, or of `held`.
+
+        Args:
+            block: The block.
+            name: Name of the column.
+            held: Bytes of the file in memory, among them the column; None to read the file.
+            empty: Allocates an array for decoded integers.
 
         Raises:
             TornCheckpoint: Its checksum does not match.
         """
         about, offset, size, checksum = block.columns[name]
-        data = self._data[offset : offset + size]
+        first, source = (0, self._data) if held is None else held
+        data = source[offset - first : offset - first + size]
         found = zlib.crc32(data)
         if found != checksum:
             place = f"block {self.blocks.index(block) + 1} of {len(self.blocks)}, {block.section}.{name}"
             raise TornCheckpoint(f"{self.path}: {place}: has CRC-32 {found:08x}, expected {checksum:08x}")
-        return decode_column(about, data, block.num_rows)
+        return decode_column(about, data, block.num_rows, empty)
 
     def check(self) -> None:
         """Check all columns.
@@ -237,23 +273,20 @@ class Segment:
                 if zlib.crc32(self._data[offset : offset + size]) != checksum:
                     self.read(block, name)
 
-    def keys(self, section: str) -> Iterator[tuple[Block, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
-        """Blocks of a section that have rows, with their tables and ids.
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Read bytes of the file from an offset on, without the GIL.
 
-        Columns of a block and of some that follow are read ahead, so that the disk works while one is used.
+        Raises:
+            TornCheckpoint: They cannot be read.
         """
-        blocks = [each for each in self.blocks_of(section) if each.num_rows]
-        for ahead in blocks[: BLOCKS_AHEAD - 1]:
-            self._read_ahead(ahead)
-        for number, block in enumerate(blocks):
-            for ahead in blocks[number + BLOCKS_AHEAD - 1 : number + BLOCKS_AHEAD]:
-                self._read_ahead(ahead)
-            yield block, self.read(block, "tables"), self.read(block, "ids")
-
-    def _read_ahead(self, block: Block) -> None:
-        places = [(offset, offset + size) for _, offset, size, _ in block.columns.values()]
-        first = min(first for first, _ in places) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._file.madvise(mmap.MADV_WILLNEED, first, max(last for _, last in places) - first)
+        try:
+            while target:
+                count = os.preadv(self._descriptor, [target], offset)
+                if not count:
+                    raise TornCheckpoint(f"{self.path}: ends at {offset}, expected {self.entry.bytes} bytes")
+                offset, target = offset + count, target[count:]
+        except OSError as error:
+            raise TornCheckpoint(f"{self.path}: cannot be read: {error.strerror}") from error
 
     @property
     def encodings_of_weights(self) -> set[str]:

@@ -59,6 +59,8 @@ def numbered(state: Columns) -> Columns:
         return state
     is_fixed, starts = _fixed_tables(TableGroupHeader.read(state))
     tables, ids = state["tables"], state["ids"]
+    if not is_fixed.any():
+        return state | {"rows": np.arange(int(starts[-1]), int(starts[-1]) + len(ids))}
     of_fixed = is_fixed[tables]
     rows = np.empty(len(ids), dtype=np.int64)
     rows[of_fixed] = starts[tables[of_fixed]] + ids[of_fixed]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from headrace.embeddings import AdagradConfig, EmbeddingsConfig, Keys, TableConfig, TableGroup
+from headrace.embeddings.changes import newest_rows, restoring
 from headrace.embeddings.changes import segments as segment_files
 from headrace.embeddings.changes.merging import merge_segments
 from headrace.embeddings.changes.restoring import restored_state
@@ -98,7 +99,18 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_files, "BLOCK_ROWS", 7)
 
 
+@pytest.fixture(params=["mapped", "read ahead"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How blocks are read; files that are read ahead have footers longer than what is read at first."""
+    if request.param == "read ahead":
+        monkeypatch.setattr(newest_rows, "READ_ABOVE", -1)
+        monkeypatch.setattr(restoring, "THREADS_ABOVE", -1)
+        monkeypatch.setattr(segment_files, "TAIL_BYTES", 16)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.usefixtures("reading")
 def test_every_version_of_a_chain_is_that_of_the_group(tmp_path: Path, storage: str) -> None:
     rows = "bf16" if storage == "host" else "fp32"
     group = TableGroup(tables_of(rows=rows), seed=3, make_storage=STORAGES[storage](str(tmp_path)))
@@ -137,6 +149,7 @@ def test_a_restored_group_goes_on_as_the_one_that_was_saved(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 4), (3, 8), (1, 10)])
+@pytest.mark.usefixtures("reading")
 def test_merged_segments_restore_the_same_versions(tmp_path: Path, first: int, last: int) -> None:
     group = TableGroup(tables_of(), seed=3)
     chain = Chain(tmp_path, group)
@@ -248,6 +261,7 @@ def test_changes_are_recorded_while_the_first_delta_is_written() -> None:
     assert len(second.removed["ids"]) > 0
 
 
+@pytest.mark.usefixtures("reading")
 def test_damage_is_refused_with_its_place(tmp_path: Path) -> None:
     group = TableGroup(tables_of(), seed=3)
     chain = Chain(tmp_path, group)
