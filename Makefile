@@ -39,11 +39,11 @@ $(BIN)/python:
 PIP_INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[lake]'
+	$(PIP_INSTALL) -e '.[lake,serve]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[lake,observe,test]'
+	$(PIP_INSTALL) -e '.[lake,observe,serve,test]'
 	touch $(VENV)/.installed $@
 
 $(VENV)/.kernels: $(VENV)/.installed

@@ -36,11 +36,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder; existing logs in it are reused.")] = Path("demo-run"),
     rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
 ) -> None:
-    """Generate session logs, cluster them by session, and train three windows one after the other; then write a report,
-    and have a replica follow the versions of the model that were published meanwhile.
+    """Generate session logs, cluster them by session, and train three windows one after the other; then have a replica
+    follow the versions of the model that were published meanwhile, serve the newest one, and write a report.
 
     Example: headrace demo --out demo-run
     """
+    from headrace.cli.demo_serving import serve_once
     from headrace.cli.tables import window_table
     from headrace.files import write_text, writing
     from headrace.logs import Schema
@@ -83,6 +84,7 @@ def demo(
         f"each id {savings.ids_factor:.2f}"
     )
     typer.echo(f"\n{_replicate(trainer, out / 'replica')}")
+    typer.echo(f"\n{serve_once(job, logs / 'window=002', out)}")
     typer.echo(f"\njob: {job}\nreport: {write_report(trainer.run_folder.path)}")
 
 
