@@ -455,7 +455,9 @@ def test_the_demo_ends_with_a_table_and_the_report(tmp_path: Path) -> None:
     table = next(place for place, line in enumerate(lines) if line.startswith("window  "))
     assert lines[table].split()[-4:] == ["loss", "NE", "best", "NE"]
     assert [line.split()[0] for line in lines[table + 2 : table + 5]] == ["window=000", "window=001", "window=002"]
-    assert "; 1,000 of 1,000 ids read the same bits as in the trainer" in lines[-4]
+    assert "; 1,000 of 1,000 ids read the same bits as in the trainer" in outcome.out
+    assert "answers over HTTP; 200 of 200 rows score the same bits as in headrace predict" in outcome.out
+    assert "    curl -d '{\"records\": [{" in outcome.out
     report = tmp_path / "demo" / "run" / "report.html"
     assert lines[-2:] == [f"job: {tmp_path / 'demo' / 'job.yaml'}", f"report: {report}"]
     assert report.stat().st_size > 10_000
