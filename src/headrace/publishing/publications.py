@@ -67,6 +67,7 @@ class Publication:
         checkpoint: Fingerprint of the checkpoint with the same parameters; None if there is none.
         divisions: How the keys of table groups are divided into parts, if they are in shards.
         weights: How float32 weights are stored, in all segments of its chains; see `PublishConfig`.
+        session: Identifies the process that cut it; empty if it is not known.
         files: Its other files by name, `DENSE` and `JOB`.
     """
 
@@ -80,6 +81,7 @@ class Publication:
     checkpoint: str | None = None
     divisions: dict[str, Any] = field(default_factory=dict)
     weights: Literal["exact", "int8"] = "exact"
+    session: str = ""
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def to_content(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Publication:
             "checkpoint": self.checkpoint,
             "divisions": self.divisions,
             "weights": self.weights,
+            "session": self.session,
             "tables": {name: [asdict(header) for header in parts] for name, parts in self.tables.items()},
             "chains": chains_to_json(self.chains),
         }

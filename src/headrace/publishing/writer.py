@@ -19,6 +19,7 @@ from headrace.embeddings.tables.state import TableGroupHeader
 from headrace.errors import CheckpointError, HeadraceError, TornCheckpoint
 from headrace.files import map_array
 from headrace.publishing.config import PublishConfig
+from headrace.publishing.forgotten import Cursor, forgotten_keys
 from headrace.publishing.publications import DENSE, JOB, Publication, PublicationFolder
 from headrace.publishing.published_chains import PublishedChains
 
@@ -84,6 +85,8 @@ class PublicationWriter:
         num_failed: Versions that could not be written.
         num_written_bytes: Bytes of their segments, without merges.
         num_merged_bytes: Bytes of segments written by merges.
+        forgotten: For each table group and part, the keys (see `forgotten_keys`) in which the version that is continued
+            may differ from the tables, beside what changes from now on.
     """
 
     def __init__(self, folder: PublicationFolder, config: PublishConfig) -> None:
@@ -92,7 +95,9 @@ class PublicationWriter:
         self.num_written_bytes = self.num_merged_bytes = 0
         self._config = config
         self._chains = PublishedChains(folder.segments, config.base_every)
+        self.forgotten: dict[str, list[Columns]] = {}
         self._lineage = uuid.uuid4().hex
+        self._session = uuid.uuid4().hex
         self._number = 0  # of the version that was started last
         self._continues: int | None = None  # the version up to which changes are acknowledged
         self._messages: deque[tuple[bool, str]] = deque()
@@ -102,9 +107,15 @@ class PublicationWriter:
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="publish-merge")
 
     def follow(
-        self, checkpoint: str | None, num_parts: Mapping[str, int], divisions: Mapping[str, Any] | None = None
+        self,
+        checkpoint: str | None,
+        num_parts: Mapping[str, int],
+        divisions: Mapping[str, Any] | None = None,
+        *,
+        cursor: Cursor | None = None,
     ) -> int | None:
-        """Continue the newest version in the folder, if it is that of the checkpoint that was loaded.
+        """Continue the newest version in the folder, if it is that of the checkpoint that was loaded, or if it is known
+        in which keys it may differ.
 
         Otherwise the next version, of the same lineage, has all rows: training may have forgotten steps that earlier
         versions have.
@@ -113,9 +124,11 @@ class PublicationWriter:
             checkpoint: Its fingerprint; None without one.
             num_parts: Number of parts of each table group.
             divisions: How table groups are divided into parts, if they are in shards.
+            cursor: What `cursor` was when the checkpoint was made; None if that is not known, or if nobody can tell the
+                tables of `forgotten`.
 
         Returns:
-            The version that is continued; None if there is none.
+            The version that is continued, with `forgotten`; None if there is none.
 
         Raises:
             CheckpointError: The folder cannot be read.
@@ -127,7 +140,8 @@ class PublicationWriter:
             return None
         self._lineage = newest.lineage
         parts = {name: len(each) for name, each in newest.chains.items()}
-        if checkpoint is None or checkpoint != newest.checkpoint or newest.version != self._number:
+        is_same = checkpoint is not None and checkpoint == newest.checkpoint
+        if newest.version != self._number or not (is_same or cursor):
             reason = "it is not that of the checkpoint"
         elif newest.weights != self._config.weights:
             reason = f"its weights are {newest.weights}"
@@ -135,12 +149,32 @@ class PublicationWriter:
             reason = "its rows are divided in another way"
         else:
             reason = self._missing_segment(newest)
+        if not reason and not is_same and cursor is not None:
+            reason = self._find_forgotten(newest, cursor)
         if reason:
             self._warn(f"version {self._number} is not continued, the next one has all rows: {reason}")
             return None
         self._chains.follow(newest.chains)
         self._continues = newest.version
         return newest.version
+
+    def _find_forgotten(self, newest: Publication, cursor: Cursor) -> str:
+        """Set `forgotten`; returns why it is not known, if it is not."""
+        try:
+            keys, reason = forgotten_keys(self.folder, newest, cursor)
+        except TornCheckpoint as error:
+            return str(error)
+        self.forgotten = keys or {}
+        if keys is not None:
+            count = sum(len(part["ids"]) for parts in keys.values() for part in parts)
+            line = f"version {newest.version} has steps after the checkpoint; the next one takes {count:,} rows back"
+            self._messages.append((False, line))
+        return reason
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where this writer is, for `follow` after a checkpoint that is made now is loaded."""
+        return Cursor(self._lineage, self._session, self._number)
 
     def _missing_segment(self, publication: Publication) -> str:
         """What is wrong with the segments of a version, as far as it is seen without reading them; "" if nothing is."""
@@ -236,6 +270,7 @@ class PublicationWriter:
                 checkpoint=cut.checkpoint,
                 divisions=divisions,
                 weights=self._config.weights,
+                session=self._session,
             )
 
         try:

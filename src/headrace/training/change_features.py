@@ -86,7 +86,8 @@ def with_job_features(
     process_group.total([np.zeros(1)])  # no trainer has output left that the new checkpoint would seem to commit
     if process_group.rank == 0:
         arrays = snapshot.arrays | {"dense": dense.parameters, "optimizer": dense.optimizer}
-        changed = Snapshot(snapshot.number + 1, snapshot.state | {"shape": components.shape}, arrays)
+        state = snapshot.state | {"shape": components.shape, "published": None}  # keys have other tables
+        changed = Snapshot(snapshot.number + 1, state, arrays)
         checkpoints.save(changed, lambda folder: _write_tables(folder, snapshot, table_groups))
     process_group.share(None)
     now = snapshot.number + 1

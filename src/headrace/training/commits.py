@@ -180,6 +180,7 @@ class SavedState(BaseModel):
     window: dict[str, Any] | None
     token: dict[str, Any] | None
     replayed: tuple[str, ...]
+    published: dict[str, Any] | None = None
     rows: dict[str, int]
     window_rows: dict[str, int]
     seconds: float = Field(ge=0)
@@ -248,6 +249,7 @@ def state_values(state: TrainingState, shape: Any) -> dict[str, Any]:
         "window": None if state.window is None else state.window.to_dict(),
         "token": state.position,
         "replayed": list(state.replayed),
+        "published": state.published,
         "rows": state.rows.to_dict(),
         "window_rows": state.window_rows.to_dict(),
         "seconds": state.seconds,
@@ -301,7 +303,7 @@ def restore(
     state.cursor = Cursor.from_dict(values.cursor)
     state.window = None if values.window is None else Window.from_dict(values.window)
     state.position = values.token
-    state.replayed = values.replayed
+    state.replayed, state.published = values.replayed, values.published
     state.rows, state.window_rows = RowStats.from_dict(values.rows), RowStats.from_dict(values.window_rows)
     state.seconds, state.window_seconds = values.seconds, values.window_seconds
     saved = snapshot.arrays["metrics"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from headrace.embeddings.changes.delta import Delta
 from headrace.embeddings.changes.log import PUBLICATIONS
 from headrace.publishing.config import PublishConfig
+from headrace.publishing.forgotten import Cursor
 from headrace.publishing.publications import PublicationFolder
 from headrace.publishing.writer import Cut, PublicationWriter, RowsInShards
 from headrace.training.commits import dense_parameters, state_values, table_groups
@@ -87,11 +89,20 @@ class Publisher:
                 self._shards.record_changes(version)
         else:
             parts = {name: group.num_parts for name, group in groups.items()}
-            version = self._writer.follow(checkpoint, parts)
+            published = None if saved is None else saved.get("published")
+            cursor = None if published is None else Cursor(**published)
+            version = self._writer.follow(checkpoint, parts, cursor=cursor)
             for group in groups.values() if version is not None else ():
                 group.mark_saved(group.version, PUBLICATIONS)
-        if version is not None and saved is not None:
+            for name, keys in self._writer.forgotten.items():
+                groups[name].publish_again([(part["tables"], part["ids"]) for part in keys])
+        if version is not None and saved is not None and not self._writer.forgotten:
             self._cut_step, self._cut_checkpoint = saved["step"], checkpoint
+
+    @property
+    def cursor(self) -> dict[str, Any] | None:
+        """Where publications are, for a checkpoint that is made now; None if this trainer does not write them."""
+        return None if self._writer is None else asdict(self._writer.cursor)
 
     def committed(self, state: TrainingState) -> None:
         """Record that a checkpoint was committed."""

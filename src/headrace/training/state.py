@@ -32,6 +32,8 @@ class TrainingState:
         window: The window in progress, or None between windows.
         position: Position of the next batch in that window, see `BatchIterator.state_dict`; None at its start.
         replayed: Quarantine files that were replayed.
+        published: Where the publications of the run were at the last commit, see `publishing.forgotten.Cursor`; None
+            without any.
         rows: Statistics of all rows so far.
         window_rows: Statistics of the rows of the window in progress.
         seconds: Time spent training so far.
@@ -54,6 +56,7 @@ class TrainingState:
     window: Window | None = None
     position: dict[str, Any] | None = None
     replayed: tuple[str, ...] = ()
+    published: dict[str, Any] | None = None
     rows: RowStats = field(default_factory=RowStats)
     window_rows: RowStats = field(default_factory=RowStats)
     seconds: float = 0.0

@@ -418,6 +418,7 @@ class Trainer:
         start = time.perf_counter()
         if self._shards is not None:
             self._shards.return_rows()
+        self.state.published = None if self._publisher is None else self._publisher.cursor
         commit(
             self.state,
             self.components,

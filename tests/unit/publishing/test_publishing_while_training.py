@@ -1,6 +1,7 @@
 """A run publishes versions whose rows read as the trainer's, goes on after a stop, and repairs what a kill left."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def every_step_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.PublicationWriter, "is_idle", property(wait))
 
 
-def job_of(folder: Path, logs: Path, publish: dict[str, Any] | None = None, **embeddings: Any) -> JobConfig:
+def job_of(
+    folder: Path, logs: Path, publish: dict[str, Any] | None = None, every_steps: int | None = None, **embeddings: Any
+) -> JobConfig:
     job = {
         "run": "run",
         "data": {"path": str(logs)},
@@ -42,6 +45,7 @@ def job_of(folder: Path, logs: Path, publish: dict[str, Any] | None = None, **em
             "batch_size": 128,
             "threads": 1,
             "checkpoints": {"kind": "delta"},
+            "checkpoint_every_steps": every_steps,
             "publish": {"every_s": 1e-6, **(publish or {})},
         },
     }
@@ -68,29 +72,98 @@ def test_the_newest_version_has_the_rows_of_the_trainer_and_a_later_run_continue
     assert any(chain[0].last > 1 for each in publications for (chain,) in each.chains.values())
 
 
-def test_after_a_kill_the_next_version_has_all_rows(tmp_path: Path, logs: Path) -> None:
-    steps = 0
+def killed_after(steps: int, job: JobConfig) -> None:
+    """Train until a step, at which the process dies."""
+    left = steps
 
     def dies() -> bool:
-        nonlocal steps
-        steps += 1
-        if steps > 3:
+        nonlocal left
+        left -= 1
+        if left < 0:
             raise RuntimeError("killed")
         return False
 
-    Trainer(job_of(tmp_path, logs)).run(windows=1)
-    first = assert_newest_is_the_checkpoint(tmp_path / "run")
     with pytest.raises(RuntimeError, match="killed"):
-        Trainer(job_of(tmp_path, logs), should_stop=dies).run(windows=1)
-    folder = PublicationFolder(tmp_path / "run" / "publications")
-    forgotten = folder.versions()[-1]
-    assert forgotten > first
+        Trainer(job, should_stop=dies).run(windows=1)
+
+
+def one_step(job: JobConfig) -> list[str]:
+    """Train one step, which uses few of the ids of the steps that were forgotten; returns messages."""
+    return some_steps(1, job)
+
+
+def some_steps(count: int, job: JobConfig) -> list[str]:
+    """Train some steps, with a checkpoint at the end; returns messages."""
     lines: list[str] = []
-    Trainer(job_of(tmp_path, logs), on_message=lines.append).run(windows=1)
-    assert any(f"version {forgotten} is not continued" in line for line in lines)
+    left = iter(range(count - 1))
+    Trainer(job, should_stop=lambda: next(left, None) is None, on_message=lines.append).run(windows=1)
+    return lines
+
+
+def bases_of(folder: PublicationFolder) -> set[int]:
+    """The versions with which all chains begin."""
+    publications = [folder.load(version) for version in folder.versions()]
+    return {chain[0].first for each in publications for parts in each.chains.values() for chain in parts}
+
+
+def test_after_a_kill_the_next_version_takes_forgotten_steps_back(tmp_path: Path, logs: Path) -> None:
+    folder, job = PublicationFolder(tmp_path / "run" / "publications"), job_of(tmp_path, logs, {"base_every": 6})
+    Trainer(job).run(windows=1)
+    for steps in (3, 1, 7):  # without a checkpoint between them
+        killed_after(steps, job)
+    forgotten = folder.versions()[-1]
+    lines = one_step(job)
+    assert any(f"version {forgotten} has steps after the checkpoint" in line for line in lines), lines
     assert_newest_is_the_checkpoint(tmp_path / "run")
-    after = folder.load(forgotten + 1)
-    assert all(chain[0].first == forgotten + 1 for (chain,) in after.chains.values())
+    assert bases_of(folder) == {1}
+    repaired = folder.load(forgotten + 1)
+    assert 0 < repaired.rows_changed < sum(chain[0].rows for (chain,) in repaired.chains.values())
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [{}, {"budget": "60KiB"}, {"default": {"kind": "hashed", "num_embeddings": 5_000}}],
+    ids=["ids that come and go", "budget", "hashed"],
+)
+def test_after_kills_between_checkpoints_the_newest_version_is_the_checkpoint(
+    tmp_path: Path, logs: Path, embeddings: dict[str, Any]
+) -> None:
+    folder = PublicationFolder(tmp_path / "run" / "publications")
+    job, between = job_of(tmp_path, logs, **embeddings), job_of(tmp_path, logs, every_steps=3, **embeddings)
+    for steps in (5, 4):
+        killed_after(steps, between)
+        one_step(between)
+        assert_newest_is_the_checkpoint(tmp_path / "run")
+    Trainer(job).run(windows=1)
+    Trainer(job).run(windows=1)  # which evicts ids; killed before its checkpoint is complete, but not the version
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").glob("0*")))
+    one_step(job)
+    assert_newest_is_the_checkpoint(tmp_path / "run")
+    assert (bases_of(folder) == {1}) == ("budget" not in embeddings)
+
+
+def test_a_checkpoint_after_which_its_process_published_nothing_is_followed_by_all_rows(
+    tmp_path: Path, logs: Path
+) -> None:
+    """Nobody knows what changed between the last version of its process and the checkpoint."""
+    folder, checkpoints = PublicationFolder(tmp_path / "run" / "publications"), tmp_path / "run" / "checkpoints"
+    job = job_of(tmp_path, logs, {"every_s": 1e9})  # a version at the first step, and one at the end
+
+    def resumed(name: str) -> bool:
+        shutil.rmtree(checkpoints)
+        shutil.copytree(tmp_path / name, checkpoints)
+        lines = one_step(job)
+        assert_newest_is_the_checkpoint(tmp_path / "run")
+        return not any("no version of the same process was cut after the checkpoint" in line for line in lines)
+
+    some_steps(3, job)
+    shutil.copytree(checkpoints, tmp_path / "early")
+    some_steps(6, job)
+    folder.remove(folder.versions()[-1])  # it was killed before
+    shutil.copytree(checkpoints, tmp_path / "late")
+    assert not resumed("late")
+    assert resumed("early")
+    assert not resumed("late")  # other processes have published meanwhile
 
 
 def test_a_full_disk_is_told_and_the_next_version_has_the_changes(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COMPACT_ABOVE", "KeyLog"]
+__all__ = ["COMPACT_ABOVE", "KeyLog", "unique_keys"]
 
 COMPACT_ABOVE = 1 << 16
 """A log is not compacted below this number of entries."""
@@ -74,6 +76,14 @@ class KeyLog:
                 entries.append((version, tables[kept], ids[kept]))
         self._entries = entries
         self._num_keys = int(is_kept.sum())
+
+
+def unique_keys(keys: Iterable[tuple[Int32s, Int64s]]) -> tuple[Int32s, Int64s]:
+    """Tables and ids [K] of the keys of all parts, each once, ascending by (table, id)."""
+    log = KeyLog()
+    for tables, ids in keys:
+        log.add(1, tables, ids)
+    return log.since(0)
 
 
 def _is_last(tables: Int32s, ids: Int64s) -> Bools:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.embeddings.changes.delta import Delta
+from headrace.embeddings.changes.key_log import unique_keys
 from headrace.embeddings.changes.log import BLOCK_ROWS, CHECKPOINTS, PUBLICATIONS, WRITERS, ChangeLog, RowBlock
 from headrace.embeddings.config import TableConfig, dim_of_tables
 from headrace.embeddings.keys import Keys
@@ -97,6 +98,7 @@ class TableGroup:
         self.storage: RowStorage = self._make_storage(self._layout, capacity)
         self.metadata = RowMetadata(capacity)
         self.changelog = ChangeLog()
+        self._publish_again: Keys | None = None
         self.step = self.version = 0
         self._window_starts: list[int] = [0]  # start versions of the recent windows
 
@@ -295,9 +297,24 @@ class TableGroup:
         """The delta of each part that is saved apart: this group, or each of its partitions."""
         return [self.delta(everything=everything, consumer=consumer)]
 
+    def publish_again(self, parts: Sequence[tuple[Int32s, Int64s]]) -> None:
+        """Have the next delta for publications take out some keys and set their rows, if they have any, once more.
+
+        Args:
+            parts: Tables and ids [K] of unique keys, of each part.
+        """
+        ((tables, ids),) = parts
+        self._publish_again = _unseen(tables, ids)
+
     def _published(self, since: int, removed: tuple[Int32s, Int64s]) -> Delta:
         """The delta of what readers need."""
-        rows = self.storage.fastest_order(self._readable_rows(since, removed))
+        readable = self._readable_rows(since, removed)
+        if since and self._publish_again is not None:
+            again = self._publish_again
+            rows = self.index.resolve(again)
+            readable = np.union1d(readable, rows[self.metadata.versions[rows] > 0])
+            removed = unique_keys([removed, (again.tables, again.ids)])
+        rows = self.storage.fastest_order(readable)
         tables, ids = self.index.owners(rows)
         weights = self.storage.columns(rows)["weights"]
         nobody: Columns = {"tables": np.empty(0, np.int32), "ids": np.empty(0, np.int64)}
@@ -313,6 +330,8 @@ class TableGroup:
     def mark_saved(self, version: int, consumer: str = CHECKPOINTS) -> None:
         """Record that one of the run's writers, see `WRITERS`, has written all changes up to a version."""
         self.changelog.mark_saved(version, consumer)
+        if consumer == PUBLICATIONS:
+            self._publish_again = None
 
     def start_at(self, *, step: int, version: int, window_starts: Sequence[int]) -> None:
         """Continue the numbers of another group, whose rows come later, see `set_states`."""
