@@ -457,7 +457,7 @@ def test_the_demo_ends_with_a_table_and_the_report(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[table + 2 : table + 5]] == ["window=000", "window=001", "window=002"]
     assert "; 1,000 of 1,000 ids read the same bits as in the trainer" in outcome.out
     assert "answers over HTTP; 200 of 200 rows score the same bits as in headrace predict" in outcome.out
-    assert "    curl -d '{\"records\": [{" in outcome.out
+    assert '    curl -d \'{"records": [{' in outcome.out
     report = tmp_path / "demo" / "run" / "report.html"
     assert lines[-2:] == [f"job: {tmp_path / 'demo' / 'job.yaml'}", f"report: {report}"]
     assert report.stat().st_size > 10_000

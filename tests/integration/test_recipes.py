@@ -37,21 +37,38 @@ def test_criteo_beats_logistic_regression_from_the_first_window_on(tmp_path: Pat
     assert model.auc > 0.715
 
 
-def test_news_rises_above_popularity_hour_after_hour(tmp_path: Path) -> None:
-    import news
-
+def first_hours(tmp_path: Path, hours: int) -> Path:
+    """A folder with the first hours of clicks."""
     with tarfile.open(data("globo/clicks_hourly.tar.gz")) as archive:
         for member in archive:
             if member.isfile():
                 archive.extract(member, tmp_path / "clicks", filter="data")
-            if len(list((tmp_path / "clicks").rglob("*.csv"))) == 10:
+            if len(list((tmp_path / "clicks").rglob("*.csv"))) == hours:
                 break
     (folder,) = {path.parent for path in (tmp_path / "clicks").rglob("*.csv")}
-    outcome = news.run(folder, tmp_path, hours=9)
+    return folder
+
+
+def test_news_rises_above_popularity_hour_after_hour(tmp_path: Path) -> None:
+    import news
+
+    outcome = news.run(first_hours(tmp_path, 10), tmp_path, hours=9)
     assert [window.name for window in outcome.windows] == [f"hour={hour:03d}" for hour in range(1, 10)]
     assert outcome.windows[-1].scores["click"].auc > 0.66
     assert all(window.scores["click"].auc > window.baseline_auc for window in outcome.windows)
     assert outcome.report.exists()
+    sys.modules.pop("news")
+
+
+def test_news_are_served_while_they_are_trained(tmp_path: Path) -> None:
+    pytest.importorskip("starlette", reason="needs the extra serve")
+    import served_news
+
+    traffic, page = served_news.run(first_hours(tmp_path, 5), tmp_path, hours=3)
+    assert traffic.versions == sorted(traffic.versions)
+    assert traffic.quality["rows"] >= served_news.ROWS_OF_A_REQUEST
+    assert "Age of what was served" in page.read_text()
+    sys.modules.pop("served_news")
     sys.modules.pop("news")
 
 
