@@ -152,20 +152,20 @@ def _write_page(traffic: Traffic, path: Path) -> Path:
     shares = np.linspace(0, 100, 101)
     note = f"median {np.median(ages):.2f} s, 99 % below {np.percentile(ages, 99):.2f} s"
     plots = [
-        Plot("Age of what was served", note, at_s, "time", (Series("seconds", ages, "c1"),), from_zero=True),
+        Plot("Age of what was served", note, at_s, "time", (Series("seconds", ages, "blue"),), from_zero=True),
         Plot(
             "Versions",
             "Number of the version that answered",
             at_s,
             "time",
-            (Series("version", np.array(traffic.versions, float), "c2"),),
+            (Series("version", np.array(traffic.versions, float), "green"),),
         ),
         Plot(
             "Ages in order",
-            "Part of the requests with a lower age",
+            "Percent of the requests with a lower age",
             shares,
             "count",
-            (Series("seconds", np.percentile(ages, shares), "c1"),),
+            (Series("seconds", np.percentile(ages, shares), "blue"),),
             from_zero=True,
         ),
     ]
