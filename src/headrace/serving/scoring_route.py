@@ -134,7 +134,7 @@ def _id_of(scope: Scope) -> str:
 
 def _named(state: ServingState, scope: Scope) -> NamedModel | None:
     """The model in the path of the request, if there is one."""
-    name = scope["path_params"].get("model")
+    name = scope.get("path_params", {}).get("model")
     if name is None:
         return None
     model = state.models.get(name)
