@@ -30,7 +30,7 @@ def serve(
         Path | None, typer.Option(help="Folder for this server's copies of versions. By default RUN/serving.")
     ] = None,
     p99_ms: Annotated[
-        float, typer.Option(min=1, help="Milliseconds within which 99 % of requests are to be answered.")
+        float, typer.Option("--p99", min=1, help="Milliseconds within which 99 % of requests are to be answered.")
     ] = 20.0,
     most_rows: Annotated[int, typer.Option(min=1, help="Maximum rows that are scored together.")] = 2048,
     threads: Annotated[int, typer.Option(min=1, help="Threads that score, each with one CPU.")] = 1,
@@ -41,6 +41,12 @@ def serve(
     replica_listen: Annotated[
         str | None,
         typer.Option(help="HOST:PORT for other replicas, and for headrace rollback and freshness."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT by which other replicas know this one; it may be in --from. By default, --replica-listen."
+        ),
     ] = None,
     keep: Annotated[int, typer.Option(min=2, help="Number of newest versions to keep on disk.")] = 10,
     in_memory: Annotated[
@@ -114,7 +120,8 @@ def serve(
         assert sources is not None
         assert path is not None
         security = ClientSecurity.of_files(token, tls_authority)
-        clients = [PublicationClient(each.strip(), security=security) for each in sources.split(",")]
+        others = [each.strip() for each in sources.split(",") if each.strip() != address]
+        clients = [PublicationClient(each, security=security) for each in others]
         served = [ModelSource(MAIN, path, clients)]
     for text in models or ():
         name, _, place = text.partition("=")
@@ -125,6 +132,7 @@ def serve(
         listen,
         Traffic.of([each.name for each in served], split or (), shadow or ()),
         replica_listen=replica_listen,
+        address=address,
         drain_s=drain_s,
         scoring=ScoringOptions(
             promise_s=p99_ms / 1e3,

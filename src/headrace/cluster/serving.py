@@ -43,6 +43,7 @@ class ServeOptions:
     Attributes:
         listen: HOST:PORT of HTTP.
         replica_listen: HOST:PORT of the main model, for other replicas and for `headrace rollback`; None for none.
+        address: HOST:PORT by which other replicas know this one; None for `replica_listen`.
         traffic: Which model answers a request.
         drain_s: Seconds from a signal to stop until the server takes no more requests.
         scoring: How models are scored.
@@ -54,6 +55,7 @@ class ServeOptions:
     listen: str
     traffic: Traffic
     replica_listen: str | None = None
+    address: str | None = None
     drain_s: float = 0.0
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     requests: RequestLimits = field(default_factory=RequestLimits)
@@ -74,7 +76,7 @@ def serve_models(sources: Sequence[ModelSource], options: ServeOptions, *, on_me
         HeadraceError: An address is in use, or a folder cannot be used.
     """
     stop = stop_signals()
-    address = options.replica_listen or options.listen
+    address = options.address or options.replica_listen or options.listen
     models = {each.name: FollowedModel(each, address, options.scoring, on_message=on_message) for each in sources}
     feedback = Feedback(on_labels=lambda model, *labels: models[model].replica.feed_back(*labels))
     state = ServingState(
