@@ -43,16 +43,21 @@ def test_the_quickstart_shows_the_job_of_the_demo() -> None:
 
 def test_following_one_row_passes_each_file_once_and_finds_the_functions_named() -> None:
     text = (ROOT / "docs" / "follow-one-row.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE)
-    assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1))
-    assert len(rows) <= 20
-    assert len({file for _, file, _ in rows}) == len(rows)
-    for _, file, functions in rows:
-        code = (ROOT / "src" / "headrace" / file).read_text(encoding="utf-8")
-        for name in re.findall(r"`([^`]+)`", functions):
-            *owner, function = name.split(".")
-            assert re.search(rf"^ *def {function}\(", code, re.MULTILINE), f"{file}: no function {name}"
-            assert not owner or re.search(rf"^class {owner[0]}\b", code, re.MULTILINE), f"{file}: no class {owner[0]}"
+    for way in text.split("\n## "):  # to the embeddings, and to the answer of a request
+        rows = re.findall(r"^\| (\d+) \| `([^`]+)` \| ([^|]+) \|", way, re.MULTILINE)
+        assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1))
+        assert 0 < len(rows) <= 20
+        assert len({file for _, file, _ in rows}) == len(rows)
+        for _, file, functions in rows:
+            check_functions(file, functions)
+
+
+def check_functions(file: str, functions: str) -> None:
+    code = (ROOT / "src" / "headrace" / file).read_text(encoding="utf-8")
+    for name in re.findall(r"`([^`]+)`", functions):
+        *owner, function = name.split(".")
+        assert re.search(rf"^ *(async )?def {function}\(", code, re.MULTILINE), f"{file}: no function {name}"
+        assert not owner or re.search(rf"^class {owner[0]}\b", code, re.MULTILINE), f"{file}: no class {owner[0]}"
 
 
 def test_files_that_design_notes_and_the_contributors_page_name_exist() -> None:
