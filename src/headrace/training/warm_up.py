@@ -98,8 +98,9 @@ def _restore_once() -> None:
     with TemporaryDirectory() as name:
         folder, entries = Path(name), []
         for number in (1, 2):
-            keys = Keys(np.zeros(4, np.int32), np.arange(number, number + 4), np.ones(4, np.int32))
-            group.update(keys, np.zeros((4, 8), np.float32))
+            ids = np.arange(number, number + 8, number)  # the second checkpoint has every other row
+            keys = Keys(np.zeros(len(ids), np.int32), ids, np.ones(len(ids), np.int32))
+            group.update(keys, np.zeros((len(ids), 8), np.float32))
             delta = group.delta()
             entries.append(write_delta(folder / f"{number}.rows", delta, first=number))
             group.mark_saved(delta.version)

@@ -7,7 +7,6 @@ checked once, when a row of it is needed, by whichever thread needs it first.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.changes.encoding import Empty
-from headrace.embeddings.changes.open_blocks import BlockReader, MappedBlocks, OpenBlock, ReadBlocks
-from headrace.embeddings.changes.row_kernels import merge_ids, number_from, number_kept
+from headrace.embeddings.changes.open_blocks import BlockReader, MappedBlocks, OpenBlock, Places, ReadBlocks
+from headrace.embeddings.changes.row_kernels import find_places, merge_ids
 from headrace.embeddings.changes.segments import Segment
 from headrace.features.buffers import BufferPool
 
@@ -31,16 +30,20 @@ Removed = dict[int, Int64s]
 
 @dataclass(frozen=True)
 class _Source:
-    """Rows of a block from `first` on, and where each is in the result; -1 if it is not the newest one of its key."""
+    """Rows of a block from `first` on, and where each belongs in the result; see `OpenBlock.copy`."""
 
     block: OpenBlock
     first: int
-    destinations: Int64s
+    places: Places
 
 
 @dataclass(frozen=True)
 class NewestRows:
-    """Rows of one table, whose ids (int64 [R]) are ascending and follow those of the step before."""
+    """Rows of one table, whose ids (int64 [R]) are ascending and follow those of the step before.
+
+    Sources are newest first. They are copied oldest first, so that newer rows replace older ones: leaving those out
+    would take a branch that nobody can predict, which costs more than copying a row.
+    """
 
     table: int
     ids: Int64s
@@ -57,8 +60,8 @@ class NewestRows:
         elif name == "tables":
             out[:] = self.table
         else:
-            for source in self.sources:
-                source.block.copy(name, source.first, source.destinations, out)
+            for source in reversed(self.sources):
+                source.block.copy(name, source.first, source.places, out)
 
 
 def newest_rows(segments: Sequence[Segment], section: str) -> Generator[NewestRows]:
@@ -94,9 +97,9 @@ def _steps(segments: Sequence[Segment], section: str, reader: BlockReader, empty
         until = min(int(cursor.ids[-1]) for _, cursor in heads)
         taken = [(place, *cursor.take(until)) for place, cursor in heads]
         kept = [_kept(ids, removed[:place], table) for place, _, _, ids in taken]
-        ids, destinations = _merged([ids for *_, ids in taken], kept, empty)
+        ids, places = _merged([ids for *_, ids in taken], kept, empty)
         if len(ids):
-            parts = zip(taken, destinations, strict=True)
+            parts = zip(taken, places, strict=True)
             yield NewestRows(table, ids, tuple(_Source(block, first, to) for (_, block, first, _), to in parts))
 
 
@@ -157,31 +160,26 @@ def _kept(ids: Int64s, newer: Sequence[Removed], table: int) -> Int64s | None:
     return places
 
 
-def _merged(ids: Sequence[Int64s], kept: Sequence[Int64s | None], empty: Empty) -> tuple[Int64s, list[Int64s]]:
-    """Merge runs of ids, newest first; returns them, and for each run where its ids are in the result."""
-    starts = np.cumsum([0, *map(len, ids)])
-    runs = [_run(*each, empty) for each in zip(ids, kept, starts.tolist(), strict=False)]
-    while len(runs) > 1:  # neighbours, so that the older of two runs is never newer than a part of the other
+def _merged(ids: Sequence[Int64s], kept: Sequence[Int64s | None], empty: Empty) -> tuple[Int64s, list[Places]]:
+    """Merge runs of ids, newest first; returns those that are kept, and for each run where its ids are among them.
+
+    Of an id that a later segment removes, no earlier row is kept either.
+    """
+    runs = [of_run if places is None else of_run[places] for of_run, places in zip(ids, kept, strict=True)]
+    while len(runs) > 1:
         pairs = [runs[first : first + 2] for first in range(0, len(runs), 2)]
-        runs = [_merged_two(*pair[0], *pair[1], empty) if len(pair) == 2 else pair[0] for pair in pairs]
-    ((merged, places),) = runs
-    destinations = empty(int(starts[-1]), np.int64)
-    number_kept(places, destinations)
-    return merged, [destinations[first:last] for first, last in itertools.pairwise(starts)]
+        runs = [_merged_two(pair[0], pair[1], empty) if len(pair) == 2 else pair[0] for pair in pairs]
+    (merged,) = runs
+    return merged, [_places_of(of_run, merged, empty) for of_run in ids]
 
 
-def _run(ids: Int64s, kept: Int64s | None, start: int, empty: Empty) -> tuple[Int64s, Int64s]:
-    """The ids of a run that are kept, and their places among those of all runs."""
-    if kept is None:
-        places = empty(len(ids), np.int64)
-        number_from(start, places)
-        return ids, places
-    return np.ascontiguousarray(ids[kept]), kept + start
+def _merged_two(some: Int64s, others: Int64s, empty: Empty) -> Int64s:
+    ids = empty(len(some) + len(others), np.int64)
+    return ids[: merge_ids(some, others, ids)]
 
 
-def _merged_two(
-    newer: Int64s, newer_places: Int64s, older: Int64s, older_places: Int64s, empty: Empty
-) -> tuple[Int64s, Int64s]:
-    ids, places = (empty(len(newer) + len(older), np.int64) for _ in range(2))
-    count = merge_ids(newer, newer_places, older, older_places, ids, places)
-    return ids[:count], places[:count]
+def _places_of(ids: Int64s, merged: Int64s, empty: Empty) -> Places:
+    places = empty(len(ids), np.int64)
+    if find_places(ids, merged, places):
+        return slice(int(places[0]), int(places[0]) + len(ids))
+    return places

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Protocol
 
 import numpy as np
@@ -18,9 +18,11 @@ from headrace.embeddings.changes.row_kernels import as_words, copy_rows
 from headrace.embeddings.changes.segments import Block, Held, Segment
 from headrace.features.buffers import BufferPool
 
-__all__ = ["BlockReader", "MappedBlocks", "OpenBlock", "ReadBlocks"]
+__all__ = ["BlockReader", "MappedBlocks", "OpenBlock", "Places", "ReadBlocks"]
 
 Int64s = npt.NDArray[np.int64]
+Places = Int64s | slice
+"""Where rows belong, int64 [R], -1 for nowhere; or a slice, if they are consecutive."""
 
 BLOCKS_AHEAD = 2
 """Blocks of a segment that are read ahead of the one in use."""
@@ -32,8 +34,11 @@ class OpenBlock:
     Args:
         segment: The segment.
         block: Its block.
-        keys, others: Bytes of the keys and of the other columns, soon; None to read them from the mapped file.
+        keys: Bytes of the keys, soon; None to read them from the mapped file.
         empty: Allocates arrays.
+
+    Attributes:
+        others: Bytes of the other columns, soon; None to read them from the mapped file.
     """
 
     def __init__(
@@ -41,12 +46,12 @@ class OpenBlock:
         segment: Segment,
         block: Block,
         keys: Future[Held] | None = None,
-        others: Future[Held] | None = None,
         *,
         empty: Empty = np.empty,
     ) -> None:
+        self.others: Future[Held] | None = None
         self._segment, self._block, self._empty = segment, block, empty
-        self._keys, self._others = keys, others
+        self._keys = keys
         self._columns: Columns = {}
         self._reading = threading.Lock()
 
@@ -60,20 +65,23 @@ class OpenBlock:
         self.tables: npt.NDArray[np.int32] = self._segment.read(self._block, "tables", held, self._empty)
         self.ids: Int64s = self._segment.read(self._block, "ids", held, self._empty)
 
-    def copy(self, name: str, first: int, destinations: Int64s, out: npt.NDArray[np.generic]) -> None:
-        """Copy rows from `first` on to places in `out`, except those without one.
+    def copy(self, name: str, first: int, places: Places, out: npt.NDArray[np.generic]) -> None:
+        """Copy rows from `first` on to places in `out`.
 
         Raises:
             TornCheckpoint: The checksum of the column does not match.
         """
         with self._reading:
             if name not in self._columns:
-                held = None if self._others is None else self._others.result()
+                held = None if self.others is None else self.others.result()
                 column = np.ascontiguousarray(self._segment.read(self._block, name, held, self._empty))
                 column.flags.writeable = False  # as views of files are: one kernel for both
                 self._columns[name] = column
-        rows = self._columns[name][first : first + len(destinations)]
-        copy_rows(as_words(rows), destinations, as_words(out))
+        column, target = as_words(self._columns[name]), as_words(out)
+        if isinstance(places, slice):
+            target[places] = column[first : first + places.stop - places.start]
+        else:
+            copy_rows(column[first : first + len(places)], places, target)
 
 
 class BlockReader(Protocol):
@@ -122,17 +130,34 @@ class ReadBlocks:
         self._buffers = buffers
 
     def open(self, segment: Segment, section: str) -> Iterator[OpenBlock]:
-        """See `BlockReader`; starts to read the first block."""
-        blocks = iter(_with_rows(segment, section))
-        ahead = deque(self._start(segment, block) for block in islice(blocks, 1))
+        """See `BlockReader`; starts to read the first keys.
+
+        Of each segment, the first keys are read before all else, then the other columns of the first block, and from
+        the second one on `BLOCKS_AHEAD` blocks: rows can be copied as soon as a block of each segment is there.
+        """
+        ahead: deque[OpenBlock] = deque()
+        starts = self._starts(segment, section, ahead)
+        next(starts, None)
 
         def opened() -> Iterator[OpenBlock]:
-            while ahead:
-                ahead.extend(self._start(segment, block) for block in islice(blocks, BLOCKS_AHEAD + 1 - len(ahead)))
+            for count in chain([2, 2 + 2 * BLOCKS_AHEAD], repeat(2)):
+                deque(islice(starts, count), maxlen=0)
+                if not ahead:
+                    return
                 ahead[0].load_keys()
                 yield ahead.popleft()
 
         return opened()
+
+    def _starts(self, segment: Segment, section: str, ahead: deque[OpenBlock]) -> Iterator[None]:
+        """Start to read keys, and then the other columns, of each block in turn, one at each step."""
+        for block in _with_rows(segment, section):
+            keys = self._pool.submit(self._read, segment, *block.extent(of_keys=True))
+            opened = OpenBlock(segment, block, keys, empty=self._buffers.empty)
+            ahead.append(opened)
+            yield
+            opened.others = self._pool.submit(self._read, segment, *block.extent(of_keys=False))
+            yield
 
     def cancel(self) -> None:
         """See `BlockReader`."""
@@ -141,10 +166,6 @@ class ReadBlocks:
     def close(self) -> None:
         """See `BlockReader`."""
         self._pool.shutdown()
-
-    def _start(self, segment: Segment, block: Block) -> OpenBlock:
-        keys, others = (self._pool.submit(self._read, segment, *block.extent(of_keys=each)) for each in (True, False))
-        return OpenBlock(segment, block, keys, others, empty=self._buffers.empty)
 
     def _read(self, segment: Segment, offset: int, size: int) -> Held:
         data = self._buffers.empty(size, np.uint8).data

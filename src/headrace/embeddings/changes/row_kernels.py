@@ -9,55 +9,53 @@ import numpy.typing as npt
 
 from headrace.compiling import kernel
 
-__all__ = ["as_words", "copy_rows", "join_planes", "merge_ids", "number_from", "number_kept"]
+__all__ = ["as_words", "copy_rows", "find_places", "join_planes", "merge_ids"]
 
 Int64s = npt.NDArray[np.int64]
 
 
 @kernel()
-def merge_ids(
-    newer: Int64s, newer_places: Int64s, older: Int64s, older_places: Int64s, ids: Int64s, places: Int64s
-) -> int:
-    """Merge two ascending runs of ids, each with a place; of an id in both, the newer one stays.
+def merge_ids(some: Int64s, others: Int64s, ids: Int64s) -> int:
+    """Merge two ascending runs of ids.
 
     Args:
-        newer, newer_places: int64 [A].
-        older, older_places: int64 [B].
-        ids, places: int64 [A + B], set to the result.
+        some: int64 [A].
+        others: int64 [B].
+        ids: int64 [A + B], set to the ids of both, each once.
 
     Returns:
         Number of ids.
     """
     a, b, count = 0, 0, 0
-    while a < len(newer) and b < len(older):  # without branches on ids, which nobody can predict
-        of_newer, of_older = newer[a], older[b]
-        ids[count] = min(of_newer, of_older)
-        places[count] = newer_places[a] if of_newer <= of_older else older_places[b]
-        a += of_newer <= of_older
-        b += of_older <= of_newer
+    while a < len(some) and b < len(others):  # without branches on ids, which nobody can predict
+        of_some, of_others = some[a], others[b]
+        ids[count] = min(of_some, of_others)
+        a += of_some <= of_others
+        b += of_others <= of_some
         count += 1
-    while a < len(newer):
-        ids[count], places[count] = newer[a], newer_places[a]
+    while a < len(some):
+        ids[count] = some[a]
         a, count = a + 1, count + 1
-    while b < len(older):
-        ids[count], places[count] = older[b], older_places[b]
+    while b < len(others):
+        ids[count] = others[b]
         b, count = b + 1, count + 1
     return count
 
 
 @kernel()
-def number_from(start: int, places: Int64s) -> None:
-    """Set `places` [P] to `start`, `start` + 1, ..."""
-    for position in range(len(places)):
-        places[position] = start + position
+def find_places(ids: Int64s, merged: Int64s, places: Int64s) -> bool:
+    """Set `places` [R] to the position of each id in `merged` [K], and to -1 if it is not there; both are ascending.
 
-
-@kernel()
-def number_kept(places: Int64s, destinations: Int64s) -> None:
-    """Set `destinations` [P] to the position of each place in `places` [K], and to -1 where it has none."""
-    destinations[:] = -1
-    for position in range(len(places)):
-        destinations[places[position]] = position
+    Returns:
+        Whether they are consecutive.
+    """
+    at, is_run = 0, True
+    for row in range(len(ids)):
+        while at < len(merged) and merged[at] < ids[row]:
+            at += 1
+        places[row] = at if at < len(merged) and merged[at] == ids[row] else -1
+        is_run &= places[row] == places[0] + row
+    return is_run and len(ids) > 0 and places[0] >= 0
 
 
 @kernel()
@@ -78,18 +76,17 @@ def copy_rows(source: npt.NDArray[Any], destinations: Int64s, out: npt.NDArray[A
 @kernel()
 def join_planes(planes: npt.NDArray[np.uint8], base: int, is_gaps: bool, values: Int64s) -> None:
     """Set `values` [R] to the integers of `planes` [P, R], lowest byte first, above `base`, or above the one before."""
+    start = np.int64(0 if is_gaps else base)
     for row in range(len(values)):
-        values[row] = 0
+        values[row] = start
     for plane in range(len(planes)):
         for row in range(len(values)):
-            values[row] |= np.int64(planes[plane, row]) << np.int64(8 * plane)
-    total = np.int64(base)
-    for row in range(len(values)):
-        if is_gaps:
+            values[row] += np.int64(planes[plane, row]) << np.int64(8 * plane)
+    if is_gaps:
+        total = np.int64(base)
+        for row in range(len(values)):
             total += values[row]
             values[row] = total
-        else:
-            values[row] += total
 
 
 def as_words(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
