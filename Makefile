@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[lake,observe,serve,test]'
+	$(PIP_INSTALL) -e '.[lake,observe,onnx,serve,test]'
 	touch $(VENV)/.installed $@
 
 $(VENV)/.kernels: $(VENV)/.installed

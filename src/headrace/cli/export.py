@@ -13,6 +13,9 @@ def export(
     job: Annotated[Path, typer.Argument(help="Job file (YAML).")],
     out: Annotated[Path, typer.Argument(help="Output folder; must not exist.")],
     checkpoint: Annotated[int | None, typer.Option(help="Checkpoint number [newest].")] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write the dense part of the model as ONNX, from pooled embeddings on.")
+    ] = False,
 ) -> None:
     """Export a model for serving, and verify that the export gives the same scores.
 
@@ -22,5 +25,5 @@ def export(
     from headrace.training import JobConfig
 
     on_message = partial(typer.echo, err=True)
-    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, on_message=on_message)
+    gap = export_model(JobConfig.from_file(job), out, checkpoint=checkpoint, onnx=onnx, on_message=on_message)
     typer.echo(f"exported and verified, logits differ by at most {gap:.2g}: {out}")

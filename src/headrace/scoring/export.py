@@ -15,6 +15,7 @@ from headrace.logs import check_output
 from headrace.manifest import MANIFEST, Manifest
 from headrace.paths import local_path
 from headrace.scoring.forward import Forward
+from headrace.scoring.onnx_export import export_onnx
 from headrace.scoring.scorer import Scorer
 from headrace.tensors import Batch
 from headrace.training.checkpoint import Snapshot, read_arrays, write_arrays
@@ -30,6 +31,7 @@ __all__ = ["ExportedModel", "export_model"]
 FORMAT = "headrace-export"
 VERSION = 2
 JOB = "job.yaml"
+ONNX = "dense.onnx"
 
 
 class ExportedModel:
@@ -55,7 +57,8 @@ class ExportedModel:
             raise TornCheckpoint(f"{folder / MANIFEST}: lists no {JOB}")
         with no_imports():
             components = build_components(JobConfig.from_file(folder / JOB))
-        load_parameters(read_arrays(folder, [name for name in manifest.files if name != JOB], 0, {}), components.model)
+        arrays = [name for name in manifest.files if name not in (JOB, ONNX)]
+        load_parameters(read_arrays(folder, arrays, 0, {}), components.model)
         self.plan = components.plan
         self.label_names = components.label_names
         self.is_regression = components.is_regression
@@ -72,6 +75,7 @@ def export_model(
     *,
     checkpoint: int | None = None,
     check_rows: int = 4096,
+    onnx: bool = False,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> float:
     """Export a model for serving, load the export, and compare its scores on the job's logs.
@@ -84,13 +88,14 @@ def export_model(
         out: Output folder, local; must not exist.
         checkpoint: Number of the checkpoint; None for the newest valid one.
         check_rows: Number of log rows on which to compare scores.
+        onnx: Whether to write the dense part of the model as `dense.onnx`, too, see `export_onnx`.
         on_message: Called with a line for each damaged newer checkpoint, and for log entries that are not read.
 
     Returns:
         The maximum difference of logits.
 
     Raises:
-        HeadraceError: The export's scores differ from the model's.
+        HeadraceError: The export's scores differ from the model's, or the model cannot be written as ONNX.
         StorageError: The export cannot be written.
     """
     out = local_path(out, where="OUT")
@@ -101,6 +106,8 @@ def export_model(
     scorer = Scorer(job, checkpoint=checkpoint, on_message=on_message)
     sample = _first_batches(scorer, check_rows)
     with new_folder(out) as folder:
+        if onnx:
+            export_onnx(scorer.components.model, sample, folder / ONNX)
         _write(scorer, folder)
         exported = ExportedModel(folder)
         gaps = [float((exported(batch) - scorer.forward(batch)).abs().max()) for batch in sample]
