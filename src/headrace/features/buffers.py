@@ -7,7 +7,9 @@ without.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -22,6 +24,10 @@ _SMALL_BYTES = 128 << 10
 rows (arrays of 0.4 to 0.8 MiB): with a limit of 1 MiB, a third of all CPU time was spent on page faults."""
 
 
+_ALIGNMENT = 64
+"""Bytes, of blocks that are cut of a slab: a cache line, which no two arrays share."""
+
+
 class BufferPool:
     """Allocates uninitialised arrays and reuses their memory once they are no longer referenced.
 
@@ -29,10 +35,14 @@ class BufferPool:
 
     Args:
         max_free_bytes: Maximum free memory to keep for reuse; the rest is returned to the system.
+        slab_bytes: If not 0, memory is allocated in pieces of this size, of which smaller blocks are cut: the kernel
+            makes huge pages of them, with few page faults. A piece is returned when no block of it is in use or kept.
     """
 
-    def __init__(self, max_free_bytes: int = 256 << 20) -> None:
-        self.max_free_bytes = max_free_bytes
+    def __init__(self, max_free_bytes: int = 256 << 20, *, slab_bytes: int = 0) -> None:
+        self.max_free_bytes, self.slab_bytes = max_free_bytes, slab_bytes
+        self._slab = np.empty(0, np.uint8)  # what is left of the last piece
+        self._cutting = threading.Lock()
         # Only append, remove, popleft and copy: these are atomic, and safe in a finalizer that interrupts a call.
         self._free: deque[_Block] = deque()
 
@@ -72,10 +82,21 @@ class BufferPool:
             except ValueError:  # another thread took it first
                 continue
             return block
-        return _Block(np.empty(num_bytes + num_bytes // 8, np.uint8))
+        return _Block(self._new(num_bytes + num_bytes // 8))
 
-    def __reduce__(self) -> tuple[type[BufferPool], tuple[int]]:
-        return BufferPool, (self.max_free_bytes,)
+    def _new(self, num_bytes: int) -> NDArray[np.uint8]:
+        if num_bytes > self.slab_bytes // 2:
+            return np.empty(num_bytes, np.uint8)
+        with self._cutting:
+            if num_bytes > len(self._slab):
+                slab = np.empty(self.slab_bytes + _ALIGNMENT, np.uint8)
+                self._slab = slab[-slab.ctypes.data % _ALIGNMENT :]
+            end = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+            memory, self._slab = self._slab[:num_bytes], self._slab[end:]
+        return memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(BufferPool, slab_bytes=self.slab_bytes), (self.max_free_bytes,)
 
 
 class _Block:

@@ -80,3 +80,18 @@ def test_a_pool_is_sent_empty() -> None:
     pool.empty(2 * MIB, np.uint8)
     copy = pickle.loads(pickle.dumps(pool))
     assert (copy.free_bytes, copy.max_free_bytes) == (0, 8 * MIB)
+
+
+def test_blocks_of_a_slab_share_no_memory_and_are_used_again() -> None:
+    pool = BufferPool(slab_bytes=2 * MIB)
+    arrays = [pool.empty(300_001, np.uint8) for _ in range(9)]  # of two slabs
+    addresses = [array.ctypes.data for array in arrays]
+    assert not any(address % 64 for address in addresses)
+    for number, array in enumerate(arrays):
+        array[:] = number
+    assert [int(array.max()) for array in arrays] == [int(array.min()) for array in arrays] == list(range(9))
+    del array, arrays
+    assert pool.empty(300_001, np.uint8).ctypes.data in addresses
+    large = pool.empty(2 * MIB, np.uint8)
+    assert large.ctypes.data not in addresses
+    assert pickle.loads(pickle.dumps(pool)).slab_bytes == 2 * MIB
