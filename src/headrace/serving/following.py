@@ -11,7 +11,6 @@ import pyarrow as pa
 from headrace.errors import CheckpointError, HeadraceError
 from headrace.publishing.served_tables import ServedTables, View
 from headrace.serving.model import ModelTemplate, ServedModel
-from headrace.serving.requests import RequestReader
 from headrace.serving.service import ScoringService
 
 __all__ = ["ModelFollower"]
@@ -83,6 +82,6 @@ class ModelFollower:
 def _warm_up(model: ServedModel) -> None:
     """Score rows without values, so that the first request does not wait for kernels to be loaded."""
     with suppress(HeadraceError):  # nulls may not be valid
-        rows = RequestReader(model.plan).records(b'{"records": [{}]}')
+        rows = model.reader.records(b'{"records": [{}]}')
         for num_rows in (1, WARM_UP_ROWS):
             model.score(rows.take(pa.array([0] * num_rows)))

@@ -27,13 +27,11 @@ class RequestLimits:
 
     Attributes:
         most_body_bytes: Maximum bytes of a body.
-        most_records: Maximum rows of a request.
         body_s: Seconds within which a body must have come, so that slow clients hold no memory.
         answer_s: Seconds after which a request that has no answer gets an error.
     """
 
     most_body_bytes: int = 16 << 20
-    most_records: int = 10_000
     body_s: float = 10.0
     answer_s: float = 30.0
 

@@ -21,6 +21,7 @@ from headrace.models.row_bits import rows_for_equal_bits
 from headrace.publishing.served_tables import ServedVersion
 from headrace.scoring.forward import Forward
 from headrace.scoring.predictions import predicted
+from headrace.serving.requests import RequestReader
 from headrace.training.commits import table_group_name
 from headrace.training.components import build_components
 from headrace.training.job import JobConfig
@@ -104,6 +105,11 @@ class ServedModel:
         return self._template.is_regression
 
     @property
+    def reader(self) -> RequestReader:
+        """Reads rows from the bodies of requests."""
+        return self._template.reader
+
+    @property
     def plan(self) -> FeaturePlan:
         """The feature plan, without labels."""
         return self._template.plan
@@ -138,6 +144,7 @@ class ModelTemplate:
         job: The job.
         plan: The feature plan, without labels.
         layouts: Key layouts of the module.
+        reader: Reads rows from the bodies of requests.
         label_names, is_regression: Of the L labels.
         least_rows: See `Forward`.
 
@@ -156,6 +163,7 @@ class ModelTemplate:
         for module, bags in embedding_bags(self._module).items():
             bags.use_store(VersionStore(_no_rows, table_group_name(module)))
         self.layouts = key_layouts(self._module)
+        self.reader = RequestReader(self.plan)
         self.least_rows = rows_for_equal_bits(self._module)
 
     @property

@@ -96,7 +96,7 @@ class ScoringRoute:
     def _ask(
         self, model: NamedModel, body: bytes, content_type: bytes, reply: Callable[[Answer | Exception], object]
     ) -> None:
-        reader = RequestReader(model.service.model.plan, most_records=self._state.limits.most_records)
+        reader = model.service.model.reader
         num_rows = 1 + len(body) // _BYTES_PER_ROW  # the body is not read yet
         model.service.ask(Question(lambda: self._read(reader, content_type, body), num_rows, reply))
 

@@ -124,7 +124,7 @@ def test_scores_equal_predictions_in_requests_of_any_size_and_form(folder: Path)
         assert ask(url, "/readyz")[0] == 200
         assert ask(url, "/nowhere")[0] == 404
         status, body = ask(url, "/v1/score", b'{"records": [{"usr": 3}]}')
-        assert (status, b"column 'usr' is unknown" in body) == (422, True)
+        assert (status, b"column 'usr' of record 0 is unknown" in body) == (422, True)
         assert b'headrace_serve_requests{route="score",status="422"} 1' in ask(url, "/metrics")[1]
         labels_of_a_request_judge_all_models_that_scored_it(url, records[:20])
         assert stopped_under_requests(url, process, records[:20]) == {200}
