@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 __all__ = ["Capacity", "Cost", "plan_capacity"]
 
-FORGET = 0.9
-"""Weight of what was measured before, per window: about the last ten count."""
+FORGET = 0.97
+"""Weight of what was measured before, per window: about the last thirty count."""
 BATCH_SHARE = 0.5
 """Part of the promise that a batch may take."""
 SHED_SHARE = 0.9

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from headrace.serving.answers import ARROW, write_arrow, write_json
 from headrace.serving.feedback import Predicted
 from headrace.serving.http_bodies import Headers, error_answer, media_types, read_body
+from headrace.serving.mailbox import Mailbox
 from headrace.serving.requests import BadRequest, RequestReader
 from headrace.serving.service import Answer, Question
 from headrace.serving.state import NamedModel, ServingState
@@ -50,6 +51,7 @@ class ScoringRoute:
 
     def __init__(self, state: ServingState, name: str, read: ReadRows) -> None:
         self._state, self._name, self._read = state, name, read
+        self._mailbox: Mailbox | None = None  # of the loop, which runs when the first request comes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -69,8 +71,8 @@ class ScoringRoute:
 
     async def _score(self, scope: Scope, body: bytes, content_type: bytes, accepted: bytes) -> bytes:
         state, request = self._state, _id_of(scope)
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[bytes] = loop.create_future()
+        mailbox = self._mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         write = write_arrow if accepted == ARROW else write_json
         model = _named(state, scope) or state.models[state.traffic.model_of(request.encode())]
 
@@ -85,7 +87,7 @@ class ScoringRoute:
                     result = write(answer, request)
             except Exception as error:
                 result = error
-            loop.call_soon_threadsafe(_settle, answered, result)
+            mailbox.put(answered, result)
 
         self._ask(model, body, content_type, reply)
         for name in state.traffic.shadows:
@@ -141,12 +143,3 @@ def _named(state: ServingState, scope: Scope) -> NamedModel | None:
     if model is None:
         raise BadRequest(f"model {name[:100]!r}: unknown, expected one of: {', '.join(state.models)}", 404)
     return model
-
-
-def _settle(answered: asyncio.Future[bytes], result: bytes | Exception) -> None:
-    if answered.done():  # the client has gone, or did not wait any longer
-        return
-    if isinstance(result, Exception):
-        answered.set_exception(result)
-    else:
-        answered.set_result(result)
