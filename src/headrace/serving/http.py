@@ -16,7 +16,7 @@ from headrace.errors import HeadraceError
 from headrace.serving.http_bodies import error_answer, read_body
 from headrace.serving.metrics import gauges, quality_lines
 from headrace.serving.requests import BadRequest
-from headrace.serving.scoring_route import ScoringRoute, read_records
+from headrace.serving.scoring_route import ScoringRoute, read_ranking, read_records
 from headrace.serving.service import NotReady
 from headrace.serving.state import ServingState
 
@@ -27,7 +27,8 @@ OPEN_ROUTES = ("/healthz", "/readyz")
 
 def serving_app(state: ServingState) -> ASGIApp:
     """The application. Requests for scores bypass the framework, which would take as long as scoring a row."""
-    score = ScoringRoute(state, "score", read_records)
+    score, rank = ScoringRoute(state, "score", read_records), ScoringRoute(state, "rank", read_ranking)
+    direct = {"/v1/score": score, "/v1/rank": rank}
 
     async def model(_: Request) -> Response:
         return _json({**state.main.describe(), "models": list(state.models)})
@@ -49,7 +50,9 @@ def serving_app(state: ServingState) -> ASGIApp:
 
     routes = [
         Route("/v1/score", score, methods=["POST"]),
+        Route("/v1/rank", rank, methods=["POST"]),
         Route("/v1/models/{model}/score", score, methods=["POST"]),
+        Route("/v1/models/{model}/rank", rank, methods=["POST"]),
         Route("/v1/model", model),
         Route("/v1/models", models),
         Route("/v1/labels", labels, methods=["POST"]),
@@ -59,10 +62,11 @@ def serving_app(state: ServingState) -> ASGIApp:
     ]
     handlers = {404: _not_found, 405: _wrong_method, HeadraceError: _refused}
     others = Starlette(routes=routes, exception_handlers=handlers)
+    others.router.redirect_slashes = False
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        is_score = scope["type"] == "http" and scope["path"] == "/v1/score" and scope["method"] == "POST"
-        await (score if is_score else others)(scope, receive, send)
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        await (direct.get(scope["path"], others) if is_post else others)(scope, receive, send)
 
     return app
 

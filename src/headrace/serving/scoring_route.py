@@ -23,7 +23,7 @@ from headrace.serving.requests import BadRequest, RequestReader
 from headrace.serving.service import Answer, Question
 from headrace.serving.state import NamedModel, ServingState
 
-__all__ = ["ReadRows", "ScoringRoute", "read_records"]
+__all__ = ["ReadRows", "ScoringRoute", "read_ranking", "read_records"]
 
 ReadRows = Callable[[RequestReader, bytes, bytes], pa.RecordBatch]
 """Reads rows from a body, which has a media type."""
@@ -38,6 +38,11 @@ _numbers = itertools.count()
 def read_records(reader: RequestReader, media_type: bytes, body: bytes) -> pa.RecordBatch:
     """Rows that are given one by one, as JSON or Arrow."""
     return reader.arrow(body) if media_type == ARROW else reader.records(body)
+
+
+def read_ranking(reader: RequestReader, media_type: bytes, body: bytes) -> pa.RecordBatch:
+    """Rows of candidates that share a context, as JSON or Arrow."""
+    return reader.arrow_ranking(body) if media_type == ARROW else reader.ranking(body)
 
 
 class ScoringRoute:

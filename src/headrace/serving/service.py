@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from headrace.errors import DataError, HeadraceError
+from headrace.logs.groups import concat
 from headrace.serving.batcher import Batcher
 from headrace.serving.model import ServedModel
 from headrace.serving.requests import BadRequest
@@ -168,7 +169,7 @@ class ScoringService:
     def _score_together(self, model: ServedModel, questions: Sequence[Question]) -> None:
         for alike in _by_schema(questions):
             batches = [question.rows for question in alike if question.rows is not None]
-            scores = model.score(batches[0] if len(batches) == 1 else pa.concat_batches(batches))
+            scores = model.score(concat(batches))
             first = 0
             for question, rows in zip(alike, batches, strict=True):
                 question.answer(Answer(scores[first : first + rows.num_rows], model))

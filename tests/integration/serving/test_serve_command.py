@@ -1,5 +1,6 @@
 """`headrace serve` as a process: the bits of `headrace predict`, versions that change under requests, and a stop."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -28,6 +31,7 @@ from headrace.publishing.replica_actions import roll_back
 from headrace.scoring import Scorer
 from headrace.training import JobConfig, Trainer
 
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 JOB = """\
 run: run
 data: {path: logs}
@@ -50,6 +54,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+@cache
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager
@@ -126,6 +140,9 @@ def test_scores_equal_predictions_in_requests_of_any_size_and_form(folder: Path)
         status, body = ask(url, "/v1/score", b'{"records": [{"usr": 3}]}')
         assert (status, b"column 'usr' of record 0 is unknown" in body) == (422, True)
         assert b'headrace_serve_requests{route="score",status="422"} 1' in ask(url, "/metrics")[1]
+        counts = script("fuzz_requests").fuzz(url, {"user": 3, "item": 7, "history": [1]}, 4, seed=1)
+        assert counts.faults == []
+        assert {name for name, _ in counts.outcomes} == set(script("fuzz_requests").KINDS)
         labels_of_a_request_judge_all_models_that_scored_it(url, records[:20])
         assert stopped_under_requests(url, process, records[:20]) == {200}
 
