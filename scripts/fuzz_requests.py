@@ -261,10 +261,15 @@ class Connection:
             answer = self._http.getresponse()
             status, body = answer.status, answer.read()
         except (http.client.HTTPException, OSError):
-            self._http.close()
-            self._http = None
+            self.close()
             raise
         return status, body
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another one."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
 
 
 def fuzz(url: str, record: dict[str, Any], each: int, *, seed: int = 0) -> Counts:
@@ -293,6 +298,7 @@ def fuzz(url: str, record: dict[str, Any], each: int, *, seed: int = 0) -> Count
                 counts.faults.append(f"{name}: {fault}: {request.body[:100]!r}")
         if (found := scores_of(connection, good)) != expected:
             counts.faults.append(f"after {name}: a good request has {found}, expected {expected}")
+    connection.close()
     return counts
 
 
