@@ -8,9 +8,9 @@ test -x .peers/bin/python || "${PYTHON:-python3}" -m venv .peers
 pip() { .peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"; }
 
 # torch first and pinned, so that no peer brings a build of it with CUDA.
-pip -e '.[lake]'
+pip -e '.[lake,serve]'
 # Ray Data imports aiohttp to read several files, but does not ask for it.
-for peer in tensorflow-cpu "ray[data]" aiohttp datasets polars torchdata lightgbm torch-rechub rocksdict lmdb redis nats-py zstandard; do
+for peer in tensorflow-cpu "ray[data]" aiohttp datasets polars torchdata lightgbm torch-rechub rocksdict lmdb redis nats-py zstandard litserve bentoml "ray[serve]" fastapi mosec libcachesim; do
     pip "$peer" || echo "not installed: $peer" >&2
 done
 # The newest torchrec and the fbgemm with CUDA ask for another torch; these two work with the one above.
@@ -21,4 +21,4 @@ for peer in tensordict pyre-extensions torchmetrics iopath; do
     pip "$peer" || echo "not installed: $peer" >&2
 done
 .peers/bin/python -m pip list --disable-pip-version-check 2>/dev/null |
-    grep -E -i '^(torch|numpy|pyarrow|numba|tensorflow[-_]cpu|ray|datasets|polars|torchdata|torchrec|fbgemm[-_]gpu[-_]cpu|lightgbm|torch[-_]rechub|rocksdict|lmdb|redis|nats[-_]py|zstandard) '
+    grep -E -i '^(torch|numpy|pyarrow|numba|tensorflow[-_]cpu|ray|datasets|polars|torchdata|torchrec|fbgemm[-_]gpu[-_]cpu|lightgbm|torch[-_]rechub|rocksdict|lmdb|redis|nats[-_]py|zstandard|litserve|bentoml|fastapi|mosec) '

@@ -33,7 +33,10 @@ def serve(
         float, typer.Option("--p99", min=1, help="Milliseconds within which 99 % of requests are to be answered.")
     ] = 20.0,
     most_rows: Annotated[int, typer.Option(min=1, help="Maximum rows that are scored together.")] = 2048,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that score, each with one CPU.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, help="Threads that score; with 0, the one of connections does."),
+    ] = 0,
     drain_s: Annotated[
         float,
         typer.Option("--drain", min=0, help="Seconds from a signal to stop, while /readyz says so, until it stops."),

@@ -50,7 +50,7 @@ class ScoringOptions:
     Attributes:
         promise_s: Seconds within which 99 % of requests are to be answered.
         most_rows: Maximum rows of a batch.
-        threads: Threads that score.
+        threads: Threads that score; 0 to score in the thread that serves connections.
         keep: Versions to keep on disk.
         in_memory: Versions in memory.
         limits: Limits of the guard; None for no guard.
@@ -58,7 +58,7 @@ class ScoringOptions:
 
     promise_s: float = 0.02
     most_rows: int = 2048
-    threads: int = 1
+    threads: int = 0
     keep: int = 10
     in_memory: int = 10
     limits: GuardLimits | None = None
@@ -117,7 +117,7 @@ class FollowedModel:
     def _tuner(self) -> Tuner:
         """Tunes the service, and records in `decisions.jsonl` what it changes, and why."""
         options = self._options
-        job = ServingJob(self.named.service.batcher, most_rows=options.most_rows, num_threads=options.threads)
+        job = ServingJob(self.named.service.batcher, most_rows=options.most_rows, num_threads=max(options.threads, 1))
         policy = PromisePolicy(options.promise_s, most_rows=options.most_rows)
         return Tuner(job, policy, decisions=DecisionLog(self._source.path / "decisions.jsonl"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -11,9 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import uvicorn
+import uvloop
 
 from headrace.cluster.followed_model import FollowedModel, ModelSource, ScoringOptions
 from headrace.cluster.shards import stop_signals
@@ -22,8 +23,12 @@ from headrace.errors import HeadraceError
 from headrace.publishing.replica_actions import replica_actions
 from headrace.publishing.server import PublicationServer
 from headrace.serving.feedback import Feedback
-from headrace.serving.http import WithToken, serving_app
+from headrace.serving.http import WithToken, direct_routes, serving_app
 from headrace.serving.http_bodies import RequestLimits
+from headrace.serving.inline import InlineScoring
+from headrace.serving.mailbox import Mailbox
+from headrace.serving.protocol import scoring_protocol
+from headrace.serving.service import use_one_thread
 from headrace.serving.state import ServingState
 from headrace.serving.traffic import Traffic
 
@@ -88,8 +93,8 @@ def serve_models(sources: Sequence[ModelSource], options: ServeOptions, *, on_me
             _answer_replicas(models[options.traffic.main], options, stack)
         for model in models.values():
             model.start(stack)
-        server = uvicorn.Server(_uvicorn_config(WithToken(serving_app(state), options.security), options))
-        answering = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        server = uvicorn.Server(_uvicorn_config(state, options))
+        answering = threading.Thread(target=_answer_http, args=(server, listener, state), daemon=True)
         answering.start()
         scheme = "http" if options.tls_key is None else "https"
         on_message(f"{READY}{scheme}://{_written(*listener.getsockname()[:2])}")
@@ -136,11 +141,27 @@ def _listener(listen: str, security: ServerSecurity) -> socket.socket:
     return listener
 
 
-def _uvicorn_config(app: Any, options: ServeOptions) -> uvicorn.Config:
+def _answer_http(server: uvicorn.Server, listener: socket.socket, state: ServingState) -> None:
+    """Run the event loop, in which models without threads of their own score."""
+
+    async def answer() -> None:
+        loop = asyncio.get_running_loop()
+        if any(model.service.batcher.num_threads for model in state.models.values()):
+            state.mailbox = Mailbox(loop)
+        for model in state.models.values():
+            if model.service.batcher.num_threads == 0:
+                InlineScoring(model.service.batcher, loop)
+        await server.serve(sockets=[listener])
+
+    use_one_thread()
+    uvloop.run(answer())
+
+
+def _uvicorn_config(state: ServingState, options: ServeOptions) -> uvicorn.Config:
+    routes = {path.encode(): route for path, route in direct_routes(state).items()}
     return uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
+        WithToken(serving_app(state), options.security),
+        http=scoring_protocol(routes, options.requests, options.security),
         lifespan="off",
         log_config=None,
         access_log=False,

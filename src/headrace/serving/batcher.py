@@ -39,11 +39,12 @@ class Batcher(Generic[W]):
 
     Args:
         score: Answers requests, all of them, and returns the number of their rows; it may raise.
-        num_threads: Threads that score.
+        num_threads: Threads that score; 0 if `step` is called instead.
         prepare: Called once in each thread.
         clock: Seconds, ascending.
 
     Attributes:
+        num_threads: Threads that score.
         most_rows: Maximum rows of a batch; a larger request is a batch of its own.
         most_waiting_rows: Maximum rows that wait; a request is refused if there are more with it.
         num_shed: Requests that were refused.
@@ -67,6 +68,8 @@ class Batcher(Generic[W]):
         self._num_scoring = 0
         self._is_closed = False
         self._changed = threading.Condition()
+        self.num_threads = num_threads
+        self._wake: Callable[[], object] | None = None
         self._threads = [
             threading.Thread(target=self._run, name=f"score-{number}", daemon=True) for number in range(num_threads)
         ]
@@ -75,6 +78,16 @@ class Batcher(Generic[W]):
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+
+    def wake_with(self, wake: Callable[[], object]) -> None:
+        """Without threads: have a function called when there is something to do, which has `step` called soon."""
+        self._wake = wake
+
+    def step(self) -> bool:
+        """Score one batch in the calling thread, if there is one; returns whether more requests wait."""
+        if batch := self._take(wait=False):
+            self._score_one(batch)
+        return bool(self._queue)
 
     @property
     def waiting_rows(self) -> int:
@@ -99,6 +112,8 @@ class Batcher(Generic[W]):
             self._queue.append(request)
             self._waiting_rows += request.num_rows
             self._changed.notify()
+        if self._wake is not None:
+            self._wake()
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, and wait for those that are there; returns whether all were answered."""
@@ -110,19 +125,23 @@ class Batcher(Generic[W]):
     def _run(self) -> None:
         self._prepare()
         while batch := self._take():
-            began = self._clock()
-            num_rows = 0
-            try:
-                num_rows = self._score(batch)
-            except Exception as error:  # an error of one batch must not end the thread
-                for request in batch:
-                    request.give_up(error)
-            self._note(num_rows, self._clock() - began)
+            self._score_one(batch)
 
-    def _take(self) -> list[W]:
-        """The next requests to score together; empty when there will be no more."""
+    def _score_one(self, batch: list[W]) -> None:
+        began = self._clock()
+        num_rows = 0
+        try:
+            num_rows = self._score(batch)
+        except Exception as error:  # an error of one batch must not end the thread
+            for request in batch:
+                request.give_up(error)
+        self._note(num_rows, self._clock() - began)
+
+    def _take(self, *, wait: bool = True) -> list[W]:
+        """The next requests to score together; empty when there will be no more, or there are none now."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_closed)
+            if wait:
+                self._changed.wait_for(lambda: self._queue or self._is_closed)
             batch: list[W] = []
             num_rows, most = 0, self.most_rows
             while self._queue and (not batch or num_rows + self._queue[0].num_rows <= most):

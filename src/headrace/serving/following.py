@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,9 +58,13 @@ class ModelFollower:
         except HeadraceError as error:
             self._on_message(f"version {view.version} is not used: {error}")
             return None
-        if self._service.num_swaps == 0:
+        is_first = self._service.num_swaps == 0
+        if is_first:
             _warm_up(model)
         self._service.use(model)
+        if is_first:  # what is loaded now stays; looking through it again would stop all requests for 0.2 s
+            gc.collect()
+            gc.freeze()
         return model
 
     def run(self, stop: threading.Event) -> None:

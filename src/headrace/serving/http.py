@@ -20,15 +20,20 @@ from headrace.serving.scoring_route import ScoringRoute, read_ranking, read_reco
 from headrace.serving.service import NotReady
 from headrace.serving.state import ServingState
 
-__all__ = ["WithToken", "metrics_text", "serving_app"]
+__all__ = ["WithToken", "direct_routes", "metrics_text", "serving_app"]
 
 OPEN_ROUTES = ("/healthz", "/readyz")
 
 
-def serving_app(state: ServingState) -> ASGIApp:
-    """The application. Requests for scores bypass the framework, which would take as long as scoring a row."""
+def direct_routes(state: ServingState) -> dict[str, ScoringRoute]:
+    """The routes that are answered without a framework, by path."""
     score, rank = ScoringRoute(state, "score", read_records), ScoringRoute(state, "rank", read_ranking)
-    direct = {"/v1/score": score, "/v1/rank": rank}
+    return {"/v1/score": score, "/v1/rank": rank}
+
+
+def serving_app(state: ServingState) -> ASGIApp:
+    """The application."""
+    score, rank = direct_routes(state).values()
 
     async def model(_: Request) -> Response:
         return _json({**state.main.describe(), "models": list(state.models)})
@@ -61,13 +66,8 @@ def serving_app(state: ServingState) -> ASGIApp:
         Route("/metrics", metrics),
     ]
     handlers = {404: _not_found, 405: _wrong_method, HeadraceError: _refused}
-    others = Starlette(routes=routes, exception_handlers=handlers)
-    others.router.redirect_slashes = False
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        await (direct.get(scope["path"], others) if is_post else others)(scope, receive, send)
-
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
     return app
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
 from headrace.errors import HeadraceError
 from headrace.serving.answers import ARROW, JSON
@@ -36,14 +37,14 @@ class RequestLimits:
     answer_s: float = 30.0
 
 
-def media_types(scope: Scope) -> tuple[bytes, bytes]:
+def media_types(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     """The media types of the body and of the answer, each JSON or ARROW.
 
     Raises:
         BadRequest: The body has another type.
     """
     content_type, accepted = JSON, b""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"content-type":
             content_type = value.partition(b";")[0].strip().lower()
         elif name == b"accept":

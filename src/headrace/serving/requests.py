@@ -53,8 +53,23 @@ class RequestReader:
         Raises:
             BadRequest: The body is something else, or a value has another type than the column.
         """
-        records = _object_of(body, "records").get("records")
-        return self._columns(self._checked(records, "records"), "records", self._row)
+        return self.columns(self.parse(body))
+
+    def parse(self, body: bytes) -> list[dict[str, Any]]:
+        """The records of JSON, whose values `columns` checks.
+
+        Raises:
+            BadRequest: The body is something else.
+        """
+        return self._checked(_object_of(body, "records").get("records"), "records")
+
+    def columns(self, records: Sequence[dict[str, Any]]) -> pa.RecordBatch:
+        """Rows of the records of one or several requests.
+
+        Raises:
+            BadRequest: A value has another type than the column.
+        """
+        return self._columns(records, "records", self._row)
 
     def ranking(self, body: bytes) -> pa.RecordBatch:
         """Rows of JSON: `{"context": {"COLUMN": VALUE, ...}, "candidates": [{"COLUMN": VALUE, ...}, ...]}`.

@@ -10,7 +10,9 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 from starlette.types import Receive, Scope, Send
@@ -18,15 +20,16 @@ from starlette.types import Receive, Scope, Send
 from headrace.serving.answers import ARROW, write_arrow, write_json
 from headrace.serving.feedback import Predicted
 from headrace.serving.http_bodies import Headers, error_answer, media_types, read_body
-from headrace.serving.mailbox import Mailbox
 from headrace.serving.requests import BadRequest, RequestReader
-from headrace.serving.service import Answer, Question
+from headrace.serving.service import Answer, Question, Records
 from headrace.serving.state import NamedModel, ServingState
 
-__all__ = ["ReadRows", "ScoringRoute", "read_ranking", "read_records"]
+__all__ = ["Reading", "ScoringRoute", "read_ranking", "read_records"]
 
-ReadRows = Callable[[RequestReader, bytes, bytes], pa.RecordBatch]
-"""Reads rows from a body, which has a media type."""
+Done = Callable[[int, Headers, bytes], object]
+Read = Callable[[], pa.RecordBatch | Records]
+Reading = Callable[[RequestReader, bytes, bytes], tuple[Read, Callable[[Records], pa.RecordBatch] | None]]
+"""How to read rows from a body, which has a media type: `read` and `columns` of a `Question`."""
 
 REQUEST_ID = b"x-request-id"
 LONGEST_ID = 200
@@ -35,77 +38,95 @@ _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count()
 
 
-def read_records(reader: RequestReader, media_type: bytes, body: bytes) -> pa.RecordBatch:
+def read_records(reader: RequestReader, media_type: bytes, body: bytes) -> tuple[Read, Any]:
     """Rows that are given one by one, as JSON or Arrow."""
-    return reader.arrow(body) if media_type == ARROW else reader.records(body)
+    return (partial(reader.arrow, body), None) if media_type == ARROW else (partial(reader.parse, body), reader.columns)
 
 
-def read_ranking(reader: RequestReader, media_type: bytes, body: bytes) -> pa.RecordBatch:
+def read_ranking(reader: RequestReader, media_type: bytes, body: bytes) -> tuple[Read, Any]:
     """Rows of candidates that share a context, as JSON or Arrow."""
-    return reader.arrow_ranking(body) if media_type == ARROW else reader.ranking(body)
+    return partial(reader.arrow_ranking if media_type == ARROW else reader.ranking, body), None
 
 
 class ScoringRoute:
-    """An ASGI application.
+    """A route that answers through `submit`; it is an ASGI application, too.
 
     Args:
         state: The models.
         name: Name of the route in metrics.
-        read: Reads rows.
+        read: How rows are read.
     """
 
-    def __init__(self, state: ServingState, name: str, read: ReadRows) -> None:
+    def __init__(self, state: ServingState, name: str, read: Reading) -> None:
         self._state, self._name, self._read = state, name, read
-        self._mailbox: Mailbox | None = None  # of the loop, which runs when the first request comes
+
+    def submit(self, headers: Sequence[tuple[bytes, bytes]], model: str | None, body: bytes, done: Done) -> None:
+        """Have a request answered.
+
+        Args:
+            headers: Its headers, with names in lower case.
+            model: Name of the model that answers; None for that of the traffic.
+            body: Its body.
+            done: Called with status, headers and body of the answer, soon, in the thread of the event loop.
+        """
+        state, began = self._state, time.perf_counter()
+
+        def finish(status: int, headers: Headers, body: bytes) -> None:
+            state.counters.add(self._name, status, time.perf_counter() - began)
+            done(status, headers, body)
+
+        try:
+            content_type, accepted = media_types(headers)
+            request = _id_of(headers)
+            named = _named(state, model) if model else state.models[state.traffic.model_of(request.encode())]
+            write = write_arrow if accepted == ARROW else write_json
+
+            def reply(answer: Answer | Exception) -> None:
+                """In the thread that scores."""
+                try:
+                    if isinstance(answer, Exception):
+                        raise answer
+                    _remember(state, request, named, answer)
+                    found = 200, [(b"content-type", accepted)], write(answer, request)
+                except Exception as error:
+                    found = error_answer(error)
+                if state.mailbox is None:
+                    finish(*found)
+                else:
+                    state.mailbox.put(partial(finish, *found))
+
+            self._ask(named, body, content_type, reply)
+        except Exception as error:
+            finish(*error_answer(error))
+            return
+        for name in state.traffic.shadows:
+            self._shadow(state.models[name], request, body, content_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        began = time.perf_counter()
-        status, headers, body = 200, Headers(), b""
+        answered: asyncio.Future[tuple[int, Headers, bytes]] = asyncio.get_running_loop().create_future()
+
+        def done(*answer: Any) -> None:
+            if not answered.done():  # the client has gone, or did not wait any longer
+                answered.set_result(answer)
+
         try:
-            content_type, accepted = media_types(scope)
             body = await read_body(receive, self._state.limits)
-            body = await self._score(scope, body, content_type, accepted)
-            headers = [(b"content-type", accepted)]
+            self.submit(scope["headers"], scope.get("path_params", {}).get("model"), body, done)
+            async with asyncio.timeout(self._state.limits.answer_s):
+                status, headers, body = await answered
         except Exception as error:
             status, headers, body = error_answer(error)
-        self._state.counters.add(self._name, status, time.perf_counter() - began)
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _score(self, scope: Scope, body: bytes, content_type: bytes, accepted: bytes) -> bytes:
-        state, request = self._state, _id_of(scope)
-        mailbox = self._mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
-        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        write = write_arrow if accepted == ARROW else write_json
-        model = _named(state, scope) or state.models[state.traffic.model_of(request.encode())]
-
-        def reply(answer: Answer | Exception) -> None:
-            """In the thread that scores."""
-            result: bytes | Exception
-            try:
-                if isinstance(answer, Exception):
-                    result = answer
-                else:
-                    _remember(state, request, model, answer)
-                    result = write(answer, request)
-            except Exception as error:
-                result = error
-            mailbox.put(answered, result)
-
-        self._ask(model, body, content_type, reply)
-        for name in state.traffic.shadows:
-            self._shadow(state.models[name], request, body, content_type)
-        async with asyncio.timeout(state.limits.answer_s):
-            return await answered
-
     def _ask(
         self, model: NamedModel, body: bytes, content_type: bytes, reply: Callable[[Answer | Exception], object]
     ) -> None:
-        reader = model.service.model.reader
+        read, columns = self._read(model.service.model.reader, content_type, body)
         num_rows = 1 + len(body) // _BYTES_PER_ROW  # the body is not read yet
-        model.service.ask(Question(lambda: self._read(reader, content_type, body), num_rows, reply))
+        model.service.ask(Question(read, num_rows, reply, columns))
 
     def _shadow(self, model: NamedModel, request: str, body: bytes, content_type: bytes) -> None:
         """Have a model score a request for comparison; it must not disturb the one that answers."""
@@ -129,9 +150,9 @@ def _remember(state: ServingState, request: str, model: NamedModel, answer: Answ
     state.feedback.remember(request, Predicted(model.name, answer.model.version, labels, answer.scores.copy()))
 
 
-def _id_of(scope: Scope) -> str:
+def _id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
     """The id that the client gave, or a new one."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == REQUEST_ID:
             if not value or len(value) > LONGEST_ID:
                 raise BadRequest(f"x-request-id: given {len(value)} bytes, expected 1 to {LONGEST_ID}")
@@ -139,11 +160,7 @@ def _id_of(scope: Scope) -> str:
     return f"{_PREFIX}-{next(_numbers):x}"
 
 
-def _named(state: ServingState, scope: Scope) -> NamedModel | None:
-    """The model in the path of the request, if there is one."""
-    name = scope.get("path_params", {}).get("model")
-    if name is None:
-        return None
+def _named(state: ServingState, name: str) -> NamedModel:
     model = state.models.get(name)
     if model is None:
         raise BadRequest(f"model {name[:100]!r}: unknown, expected one of: {', '.join(state.models)}", 404)

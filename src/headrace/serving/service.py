@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,7 +20,7 @@ from headrace.serving.batcher import Batcher
 from headrace.serving.model import ServedModel
 from headrace.serving.requests import BadRequest
 
-__all__ = ["Answer", "NotReady", "Question", "ScoringService"]
+__all__ = ["Answer", "NotReady", "Question", "Records", "ScoringService", "use_one_thread"]
 
 Float32s = npt.NDArray[np.float32]
 
@@ -41,22 +42,27 @@ class Answer:
     model: ServedModel
 
 
+Records = list[dict[str, Any]]
+
+
 @dataclass(eq=False)
 class Question:
     """A request that waits for scores.
 
     Attributes:
-        read: Reads its rows from the body, in the thread that scores.
+        read: Reads its rows from the body, or its records, in the thread that scores.
         num_rows: Its rows, or an estimate of them.
         reply: Called with the answer or an error, in the thread that scores; it must return quickly.
-        rows: Its rows, when they were read.
+        columns: Makes rows of records, also of those of several requests; None if `read` gives rows.
+        rows: What was read.
         is_answered: Whether it has its reply.
     """
 
-    read: Callable[[], pa.RecordBatch]
+    read: Callable[[], pa.RecordBatch | Records]
     num_rows: int
     reply: Callable[[Answer | Exception], object]
-    rows: pa.RecordBatch | None = field(default=None, repr=False)
+    columns: Callable[[Records], pa.RecordBatch] | None = None
+    rows: pa.RecordBatch | Records | None = field(default=None, repr=False)
     is_answered: bool = False
 
     def answer(self, answer: Answer | Exception) -> None:
@@ -78,7 +84,7 @@ class ScoringService:
     those beside it their answers.
 
     Args:
-        num_threads: Threads that score, each with one CPU.
+        num_threads: Threads that score, each with one CPU; 0 to score in the thread of the event loop.
         clock: Seconds, ascending.
 
     Attributes:
@@ -89,7 +95,7 @@ class ScoringService:
     def __init__(
         self,
         *,
-        num_threads: int = 1,
+        num_threads: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model: ServedModel | None = None
@@ -97,7 +103,7 @@ class ScoringService:
         self.batcher: Batcher[Question] = Batcher(
             self._answer,
             num_threads=num_threads,
-            prepare=_use_one_thread,
+            prepare=use_one_thread,
             clock=clock,
         )
 
@@ -157,54 +163,59 @@ class ScoringService:
     def _answer(self, questions: Sequence[Question]) -> int:
         model = self.model
         readable = [question for question in questions if _read(question)]
-        if readable:
+        for alike in _that_can_be_joined(readable):
             try:
-                self._score_together(model, readable)
-            except DataError:  # of one of them; its message must have that request's row numbers
-                for question in readable:
-                    if not question.is_answered:
-                        self._score_alone(model, question)
+                self._score(model, alike)
+            except HeadraceError:  # of one of them; its message must have that request's row numbers
+                for question in alike:
+                    self._score_alone(model, question)
         return sum(question.num_rows for question in questions)
 
-    def _score_together(self, model: ServedModel, questions: Sequence[Question]) -> None:
-        for alike in _by_schema(questions):
-            batches = [question.rows for question in alike if question.rows is not None]
-            scores = model.score(concat(batches))
-            first = 0
-            for question, rows in zip(alike, batches, strict=True):
-                question.answer(Answer(scores[first : first + rows.num_rows], model))
-                first += rows.num_rows
+    def _score(self, model: ServedModel, questions: Sequence[Question]) -> None:
+        scores = model.score(_rows_of(questions))
+        first = 0
+        for question in questions:
+            question.answer(Answer(scores[first : first + question.num_rows], model))
+            first += question.num_rows
 
     def _score_alone(self, model: ServedModel, question: Question) -> None:
-        assert question.rows is not None
         try:
-            scores = model.score(question.rows)
+            self._score(model, [question])
         except DataError as error:
             question.answer(BadRequest(str(error), 422))
-            return
-        question.answer(Answer(scores, model))
+        except HeadraceError as error:
+            question.answer(error)
 
 
 def _read(question: Question) -> bool:
-    """Read the rows of a question; if that is impossible, it gets the error."""
+    """Read the rows or records of a question; if that is impossible, it gets the error."""
     try:
         question.rows = question.read()
-        question.num_rows = question.rows.num_rows
     except Exception as error:
         question.answer(error)
         return False
+    rows = question.rows
+    question.num_rows = len(rows) if isinstance(rows, list) else rows.num_rows
     return True
 
 
-def _by_schema(questions: Sequence[Question]) -> Iterable[list[Question]]:
-    """Questions whose rows can be joined."""
-    groups: dict[pa.Schema, list[Question]] = {}
+def _that_can_be_joined(questions: Sequence[Question]) -> Iterable[list[Question]]:
+    """Questions with records of the same reader, or rows of the same schema."""
+    groups: dict[Any, list[Question]] = {}
     for question in questions:
-        assert question.rows is not None
-        groups.setdefault(question.rows.schema, []).append(question)
+        key = question.rows.schema if question.columns is None else question.columns  # type: ignore[union-attr]
+        groups.setdefault(key, []).append(question)
     return groups.values()
 
 
-def _use_one_thread() -> None:
+def _rows_of(questions: Sequence[Question]) -> pa.RecordBatch:
+    columns = questions[0].columns
+    if columns is None:
+        return concat([question.rows for question in questions])
+    return columns([record for question in questions for record in question.rows])  # type: ignore[union-attr]
+
+
+def use_one_thread() -> None:
+    """Have kernels and products of the calling thread use one CPU."""
     numba.set_num_threads(1)
     torch.set_num_threads(1)

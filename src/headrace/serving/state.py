@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.serving.feedback import Feedback
 from headrace.serving.http_bodies import RequestLimits
+from headrace.serving.mailbox import Mailbox
 from headrace.serving.metrics import ServingCounters
 from headrace.serving.service import NotReady, ScoringService
 from headrace.serving.traffic import Traffic
@@ -80,6 +81,7 @@ class ServingState:
         limits: Limits of requests.
         counters: Counts of requests.
         is_draining: Whether the server is about to stop, so that no new connections should come.
+        mailbox: Brings answers to the thread of the event loop; None if models score there.
     """
 
     models: Mapping[str, NamedModel]
@@ -88,6 +90,7 @@ class ServingState:
     limits: RequestLimits = field(default_factory=RequestLimits)
     counters: ServingCounters = field(default_factory=ServingCounters)
     is_draining: bool = False
+    mailbox: Mailbox | None = None
 
     @property
     def main(self) -> NamedModel:

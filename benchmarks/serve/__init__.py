@@ -1,0 +1,1 @@
+"""Parts of the serving benchmark: the model and its requests, load, and servers of other libraries."""

@@ -1,0 +1,88 @@
+"""The highest rate at which a server keeps its promise, and how long answers take at that rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.open_loop import Outcome, Target, arrivals, run_open_loop
+
+__all__ = ["Found", "highest_rate"]
+
+PROMISE_MS = 20.0
+MOST_ERRORS = 0.001
+"""Part of the requests that may be refused or fail."""
+MOST_LATE_MS = 2.0
+"""A run in which the client itself sent 1 % of the requests later than this says nothing about the server."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        rate: Requests per second; 0 if the promise was never kept.
+        outcomes: Runs at that rate.
+        is_limited_by_client: Whether a higher rate failed because of the client.
+    """
+
+    rate: float
+    outcomes: list[Outcome]
+    is_limited_by_client: bool
+
+
+def highest_rate(target: Target, first: float, *, seconds: float, steps: int, repeats: int) -> Found:
+    """Double or halve a rate until the promise is kept on one side and not on the other, then bisect.
+
+    Args:
+        target: The server and its requests.
+        first: Rate to begin with, per second.
+        seconds: Length of a run.
+        steps: Steps of the bisection; each halves the distance in logarithms.
+        repeats: Further runs at the rate that was found; if most of them fail, the next lower one is taken.
+    """
+    kept: dict[float, Outcome] = {}
+    failed: list[float] = []
+    client = False
+    rate = first
+    while len(kept) + len(failed) < 14:
+        outcome = run_open_loop(target, arrivals(rate, seconds))
+        if is_kept(outcome):
+            kept[rate] = outcome
+        else:
+            failed.append(rate)
+            client = client or is_late(outcome)
+        if not failed:
+            rate *= 1.6
+        elif not kept:
+            rate /= 2
+            if rate < 4:
+                return Found(0.0, [], client)
+        else:
+            if steps == 0:
+                break
+            steps -= 1
+            above = min(each for each in failed if each > max(kept)) if max(failed) > max(kept) else max(kept) * 1.6
+            rate = float(np.sqrt(max(kept) * above))
+    for rate in sorted(kept, reverse=True):
+        outcomes = [run_open_loop(target, arrivals(rate, seconds, seed)) for seed in range(1, repeats + 1)]
+        if sum(map(is_kept, outcomes)) > repeats / 2 or repeats == 0:
+            return Found(rate, [kept[rate], *outcomes], client)
+    return Found(0.0, [], client)
+
+
+def is_kept(outcome: Outcome) -> bool:
+    """Whether 99 % of the requests were answered in time, and nearly all at all."""
+    total = outcome.num_ok + outcome.num_errors
+    return (
+        not outcome.gave_up
+        and total > 0
+        and outcome.num_errors <= MOST_ERRORS * total
+        and outcome.percentile_ms(99) <= PROMISE_MS
+    )
+
+
+def is_late(outcome: Outcome) -> bool:
+    """Whether the client itself was late."""
+    return len(outcome.late_s) > 0 and 1000 * float(np.percentile(outcome.late_s, 99)) > MOST_LATE_MS
