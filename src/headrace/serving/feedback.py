@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +19,30 @@ __all__ = ["Feedback", "Predicted"]
 Float32s = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Predicted:
+class Predicted(NamedTuple):
     """What a model predicted for a request.
 
     Attributes:
         model: Name of the model.
         version: Its version.
         labels: Names of its L labels; None for those that are numbers, which are not judged.
-        scores: float32 [N, L].
+        data: float32 [N, L] as bytes.
     """
 
     model: str
     version: int
     labels: tuple[str | None, ...]
-    scores: Float32s
+    data: bytes
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows N."""
+        return len(self.data) // (4 * len(self.labels))
+
+    @property
+    def scores(self) -> Float32s:
+        """float32 [N, L]."""
+        return np.frombuffer(self.data, np.float32).reshape(-1, len(self.labels))
 
 
 class Feedback:
@@ -53,18 +61,22 @@ class Feedback:
     ) -> None:
         self._most_rows, self._on_labels = most_rows, on_labels
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[str, list[Predicted]] = OrderedDict()
+        self._waiting: OrderedDict[str, tuple[Any, ...]] = OrderedDict()  # see `remember`
         self._num_rows = 0
         self._windows: dict[tuple[str, str], Window] = {}
 
     def remember(self, request: str, predicted: Predicted) -> None:
-        """Remember what a model predicted for a request."""
+        """Remember what a model predicted for a request.
+
+        Plain tuples of numbers, text and bytes are the only containers that Python's garbage collector does not track;
+        it would look through hundreds of thousands of others again and again.
+        """
         with self._lock:
-            self._waiting.setdefault(request, []).append(predicted)
-            self._num_rows += len(predicted.scores)
+            self._waiting[request] = (*self._waiting.get(request, ()), tuple(predicted))
+            self._num_rows += predicted.num_rows
             while self._num_rows > self._most_rows and len(self._waiting) > 1:
                 _, forgotten = self._waiting.popitem(last=False)
-                self._num_rows -= sum(len(each.scores) for each in forgotten)
+                self._num_rows -= sum(Predicted(*each).num_rows for each in forgotten)
 
     def add(self, request: str, labels: Mapping[str, Any]) -> int:
         """Add the labels of a request, a list of N numbers or nulls for each label that is known.
@@ -78,10 +90,10 @@ class Feedback:
             BadRequest: A label is unknown, or its numbers do not fit.
         """
         with self._lock:
-            predicted = self._waiting.get(request)
-            if predicted is None:
+            predicted = [Predicted(*each) for each in self._waiting.get(request, ())]
+            if not predicted:
                 return 0
-            num_rows = len(predicted[0].scores)
+            num_rows = predicted[0].num_rows
             known = {name for each in predicted for name in each.labels if name is not None}
             unknown = set(labels) - known
             if unknown:
@@ -89,7 +101,7 @@ class Feedback:
                 raise BadRequest(f"labels: given {min(unknown)[:100]!r}, expected some of: {expected}", 422)
             values = {name: _numbers(name, given, num_rows) for name, given in labels.items()}
             del self._waiting[request]
-            self._num_rows -= sum(len(each.scores) for each in predicted)
+            self._num_rows -= sum(each.num_rows for each in predicted)
             for each in predicted:
                 self._count(each, values)
         self._tell(predicted, values)

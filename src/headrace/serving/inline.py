@@ -1,8 +1,7 @@
 """`InlineScoring`: scores in the thread of the event loop, between its rounds.
 
-A thread beside the loop would have to get the interpreter's lock back after each kernel, while the loop holds it for
-milliseconds at a time. Requests that arrive while a batch is scored are read together in the next round, and are the
-next batch.
+A thread beside the loop would have to get the interpreter's lock back after each kernel. Requests that arrive while a
+batch is scored are read together in the next round, and are the next batch.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class ScoringRoute:
 def _remember(state: ServingState, request: str, model: NamedModel, answer: Answer) -> None:
     binary = zip(answer.model.label_names, answer.model.is_regression, strict=True)
     labels = tuple(None if is_number else name for name, is_number in binary)
-    state.feedback.remember(request, Predicted(model.name, answer.model.version, labels, answer.scores.copy()))
+    state.feedback.remember(request, Predicted(model.name, answer.model.version, labels, answer.scores.tobytes()))
 
 
 def _id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:

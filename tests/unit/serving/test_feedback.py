@@ -1,5 +1,6 @@
 """Labels that come later are joined with what each model predicted."""
 
+import gc
 import math
 
 import numpy as np
@@ -11,8 +12,8 @@ from headrace.serving.requests import BadRequest
 LABELS = ("click", None, "buy")
 
 
-def scores(*clicks: float) -> np.ndarray:
-    return np.array([[click, 5.0, click / 2] for click in clicks], np.float32)
+def scores(*clicks: float) -> bytes:
+    return np.array([[click, 5.0, click / 2] for click in clicks], np.float32).tobytes()
 
 
 def test_labels_are_joined_with_the_predictions_of_every_model_once() -> None:
@@ -27,6 +28,15 @@ def test_labels_are_joined_with_the_predictions_of_every_model_once() -> None:
     ne = -(math.log(0.5) + math.log(0.75)) / 2 / math.log(2)
     assert found["main"]["click"] == pytest.approx({"rows": 2, "ne": ne, "calibration": 0.75})
     assert found["new"]["buy"] == {"rows": 1, "ne": None, "calibration": None}
+
+
+def test_what_waits_is_invisible_to_the_garbage_collector() -> None:
+    feedback, scored = Feedback(), scores(0.5)
+    before = len(gc.get_objects())
+    for request in range(1000):
+        feedback.remember(str(request), Predicted("main", 1, LABELS, scored))
+    gc.collect()
+    assert len(gc.get_objects()) < before + 100
 
 
 def test_the_oldest_requests_are_forgotten_first() -> None:
