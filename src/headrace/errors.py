@@ -12,6 +12,7 @@ HeadraceError
 ├── ShardError           a shard refused a request
 │   └── ShardLost             a shard is gone, or has forgotten this training; names it
 ├── PublishingError      a server of publications refused a request, or cannot be reached
+├── VersionGone          a version of the model is not (or no longer) in memory
 └── MissingExtra         an optional dependency is not installed (also an ImportError)
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "ShardLost",
     "StorageError",
     "TornCheckpoint",
+    "VersionGone",
     "VersionMismatch",
     "expect",
 ]
@@ -55,6 +57,10 @@ class PipelineError(HeadraceError):
 
 class PublishingError(HeadraceError):
     """A server of publications refused a request, or cannot be reached; names it."""
+
+
+class VersionGone(HeadraceError):
+    """A version of the model is not in memory, or no longer; ask again for the newest one."""
 
 
 class CheckpointError(HeadraceError):

@@ -25,6 +25,10 @@ def replica(
     in_memory: Annotated[
         int, typer.Option(min=1, help="Number of newest versions in memory, to which it can be rolled back.")
     ] = 10,
+    part: Annotated[
+        str,
+        typer.Option(help="K/N: have the K-th of N parts of the rows in memory, for serve --rows-from."),
+    ] = "1/1",
     patience_s: Annotated[
         float, typer.Option("--patience", min=0, help="Seconds to wait for other replicas before asking the publisher.")
     ] = 1.0,
@@ -55,6 +59,7 @@ def replica(
     from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity, read_token
     from headrace.publishing.client import PUBLISH_TOKEN
     from headrace.publishing.guard import GuardLimits
+    from headrace.publishing.parts import Part
 
     token = read_token(token_file, PUBLISH_TOKEN)
     serve_replica(
@@ -64,6 +69,7 @@ def replica(
         address=address,
         keep=keep,
         in_memory=in_memory,
+        part=Part.of(part),
         patience_s=patience_s,
         limits=None if guard is None else GuardLimits.of(guard),
         server_security=ServerSecurity.of_files(token, tls_cert, tls_key),

@@ -25,6 +25,11 @@ def serve(
             help="HOST:PORT of other replicas, separated by commas, and last that of the publisher, in place of RUN.",
         ),
     ] = None,
+    rows_from: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of replicas that have the rows, separated by commas, in place of RUN and --from."),
+    ] = None,
+    cache: Annotated[str, typer.Option(help="Bytes of rows to keep here, with --rows-from.")] = "64MiB",
     listen: Annotated[str, typer.Option(help="HOST:PORT of HTTP; port 0 for any free port.")] = "127.0.0.1:8080",
     path: Annotated[
         Path | None, typer.Option(help="Folder for this server's copies of versions. By default RUN/serving.")
@@ -89,22 +94,27 @@ def serve(
     they come over the network, as to headrace replica. By default the server listens on loopback only; other
     addresses need a token and TLS.
 
+    With --rows-from, this server has no rows but a cache: it reads them from replicas, which may each have a part, and
+    follows the versions that they serve.
+
     Further models are compared with the first one: --split has a candidate answer some requests, --shadow only scores
     them, and labels sent to /v1/labels show how good each is.
 
     Example: headrace serve job.yaml --listen 127.0.0.1:8080
     """
     from headrace.cluster.followed_model import ModelSource, ScoringOptions
+    from headrace.cluster.node_model import NodeSource
     from headrace.cluster.serving import ServeOptions, serve_models
     from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity, read_token
     from headrace.errors import ConfigError
     from headrace.publishing.client import PUBLISH_TOKEN, PublicationClient
     from headrace.publishing.guard import GuardLimits
+    from headrace.resources.quantities import parse_bytes
     from headrace.serving.traffic import Traffic
     from headrace.training.publishing_folder import followed_run
 
-    if (run is None) == (sources is None):
-        raise ConfigError("headrace serve: given both or neither of RUN and --from, expected one of them")
+    if sum(each is not None for each in (run, sources, rows_from)) != 1:
+        raise ConfigError("headrace serve: expected one of RUN, --from and --rows-from")
     if run is None and path is None:
         raise ConfigError("--path: missing, expected a folder for this server's copies of versions")
     for module in modules or ():
@@ -117,12 +127,19 @@ def serve(
             name, copies or folder / ("serving" if name == MAIN else f"serving-{name}"), [source], trusts_job=True
         )
 
+    security = ClientSecurity.of_files(token, tls_authority)
+    served: list[ModelSource | NodeSource]
     if run is not None:
         served = [of_run(MAIN, run, path)]
+    elif rows_from is not None:
+        assert path is not None
+        if replica_listen is not None or guard is not None:
+            raise ConfigError("--rows-from: goes without --replica-listen and --guard, which replicas have")
+        nodes = [PublicationClient(each.strip(), security=security) for each in rows_from.split(",")]
+        served = [NodeSource(MAIN, path, nodes, parse_bytes(cache, where="--cache"))]
     else:
         assert sources is not None
         assert path is not None
-        security = ClientSecurity.of_files(token, tls_authority)
         others = [each.strip() for each in sources.split(",") if each.strip() != address]
         clients = [PublicationClient(each, security=security) for each in others]
         served = [ModelSource(MAIN, path, clients)]

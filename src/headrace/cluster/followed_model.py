@@ -23,7 +23,7 @@ from headrace.training.job import JobConfig
 from headrace.tuning.loop import Tuner
 from headrace.user_code import no_imports
 
-__all__ = ["FollowedModel", "ModelSource", "ScoringOptions"]
+__all__ = ["FollowedModel", "ModelSource", "ScoringOptions", "template_of", "tuner_of"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class FollowedModel:
             self.replica.tables,
             self.named.service,
             read_job=lambda version: (self.folder.place(version) / JOB).read_text(encoding="utf-8"),
-            make_template=lambda text: _template(text, trusts=source.trusts_job),
+            make_template=lambda text: template_of(text, trusts=source.trusts_job),
             on_message=on_message,
         )
 
@@ -110,18 +110,24 @@ class FollowedModel:
         stopping = threading.Event()
         stack.callback(stopping.set)
         self.named.service.start()
-        stack.enter_context(self._tuner())
+        stack.enter_context(tuner_of(self.named.service, self._options, self._source.path))
         for run in (self.replica.run, self._follower.run):
             threading.Thread(target=run, args=(stopping,), daemon=True).start()
 
-    def _tuner(self) -> Tuner:
-        """Tunes the service, and records in `decisions.jsonl` what it changes, and why."""
-        options = self._options
-        job = ServingJob(self.named.service.batcher, most_rows=options.most_rows, num_threads=max(options.threads, 1))
-        policy = PromisePolicy(options.promise_s, most_rows=options.most_rows)
-        return Tuner(job, policy, decisions=DecisionLog(self._source.path / "decisions.jsonl"))
+
+def tuner_of(service: ScoringService, options: ScoringOptions, path: Path) -> Tuner:
+    """Tunes a service, and records in `decisions.jsonl` what it changes, and why."""
+    job = ServingJob(service.batcher, most_rows=options.most_rows, num_threads=max(options.threads, 1))
+    policy = PromisePolicy(options.promise_s, most_rows=options.most_rows)
+    return Tuner(job, policy, decisions=DecisionLog(path / "decisions.jsonl"))
 
 
-def _template(text: str, *, trusts: bool) -> ModelTemplate:
+def template_of(text: str, *, trusts: bool) -> ModelTemplate:
+    """The template of a job.
+
+    Args:
+        text: The job.
+        trusts: Whether it may name code to import.
+    """
     with nullcontext() if trusts else no_imports():
         return ModelTemplate(JobConfig.from_dict(parse_yaml(text, where=JOB), where=JOB))

@@ -13,9 +13,11 @@ from headrace.cluster.shards import stop_signals
 from headrace.embeddings.shards.security import ClientSecurity, ServerSecurity, split_address
 from headrace.publishing.client import PublicationClient
 from headrace.publishing.guard import GuardLimits
+from headrace.publishing.parts import Part
 from headrace.publishing.publications import PublicationFolder
 from headrace.publishing.replica import Replica
 from headrace.publishing.replica_actions import replica_actions
+from headrace.publishing.row_service import row_actions
 from headrace.publishing.server import PublicationServer
 
 __all__ = ["READY", "serve_replica"]
@@ -32,6 +34,7 @@ def serve_replica(
     address: str | None,
     keep: int,
     in_memory: int,
+    part: Part,
     patience_s: float,
     limits: GuardLimits | None,
     server_security: ServerSecurity,
@@ -47,6 +50,7 @@ def serve_replica(
         address: Its address as other replicas know it; None for `listen`.
         keep: Number of newest versions to keep on disk.
         in_memory: Number of newest versions in memory.
+        part: Which rows it has in memory.
         patience_s: See `Replica`.
         limits: Limits of the guard; None for no guard.
         server_security, client_security: Token and TLS settings.
@@ -60,12 +64,19 @@ def serve_replica(
         clients,
         address=address or listen,
         keep=in_memory,
+        part=part,
         patience_s=patience_s,
         limits=limits,
         on_message=on_message,
     )
     replica.restore()
-    server = PublicationServer(folder, listen, security=server_security, actions=replica_actions(replica))
+    server = PublicationServer(
+        folder,
+        listen,
+        security=server_security,
+        actions=replica_actions(replica),
+        raw_actions=row_actions(replica.tables),
+    )
     host, _ = split_address(listen)
     on_message(f"{READY}{f'[{host}]' if ':' in host else host}:{server.port}")
     sys.stdout.flush()

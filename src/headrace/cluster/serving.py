@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from headrace.cluster.followed_model import FollowedModel, ModelSource, ScoringOptions
+from headrace.cluster.node_model import NodeModel, NodeSource
 from headrace.cluster.shards import stop_signals
 from headrace.embeddings.shards.security import ServerSecurity, split_address
 from headrace.errors import HeadraceError
 from headrace.publishing.replica_actions import replica_actions
+from headrace.publishing.row_service import row_actions
 from headrace.publishing.server import PublicationServer
 from headrace.serving.feedback import Feedback
 from headrace.serving.http import WithToken, direct_routes, serving_app
@@ -69,7 +72,9 @@ class ServeOptions:
     tls_key: Path | None = None
 
 
-def serve_models(sources: Sequence[ModelSource], options: ServeOptions, *, on_message: Callable[[str], None]) -> None:
+def serve_models(
+    sources: Sequence[ModelSource | NodeSource], options: ServeOptions, *, on_message: Callable[[str], None]
+) -> None:
     """Follow published models, and answer requests until SIGTERM, SIGINT or SIGHUP; then exit.
 
     Args:
@@ -82,17 +87,29 @@ def serve_models(sources: Sequence[ModelSource], options: ServeOptions, *, on_me
     """
     stop = stop_signals()
     address = options.address or options.replica_listen or options.listen
-    models = {each.name: FollowedModel(each, address, options.scoring, on_message=on_message) for each in sources}
-    feedback = Feedback(on_labels=lambda model, *labels: models[model].replica.feed_back(*labels))
+    followed: dict[str, FollowedModel] = {}
+    models: dict[str, FollowedModel | NodeModel] = {}
+    for each in sources:
+        if isinstance(each, NodeSource):
+            models[each.name] = NodeModel(each, options.scoring, on_message=on_message)
+        else:
+            model = FollowedModel(each, address, options.scoring, on_message=on_message)
+            models[each.name] = followed[each.name] = model
+
+    def on_labels(name: str, version: int, predictions: Any, labels: Any) -> None:
+        if name in followed:
+            followed[name].replica.feed_back(version, predictions, labels)
+
+    feedback = Feedback(on_labels=on_labels)
     state = ServingState(
         {name: each.named for name, each in models.items()}, options.traffic, feedback, options.requests
     )
     with ExitStack() as stack:
         listener = stack.enter_context(_listener(options.listen, options.security))
         if options.replica_listen is not None:
-            _answer_replicas(models[options.traffic.main], options, stack)
-        for model in models.values():
-            model.start(stack)
+            _answer_replicas(followed[options.traffic.main], options, stack)
+        for started in models.values():
+            started.start(stack)
         server = uvicorn.Server(_uvicorn_config(state, options))
         answering = threading.Thread(target=_answer_http, args=(server, listener, state), daemon=True)
         answering.start()
@@ -104,8 +121,8 @@ def serve_models(sources: Sequence[ModelSource], options: ServeOptions, *, on_me
         time.sleep(options.drain_s)
         server.should_exit = True
         answering.join(options.requests.answer_s)
-        for model in models.values():
-            model.named.service.batcher.drain(options.requests.answer_s)
+        for started in models.values():
+            started.named.service.batcher.drain(options.requests.answer_s)
     with suppress(OSError):  # the terminal is gone
         sys.stdout.flush()
     os._exit(0)  # calls to sources may take long, and files appear by renames
@@ -115,7 +132,11 @@ def _answer_replicas(model: FollowedModel, options: ServeOptions, stack: ExitSta
     """Serve the versions of a model to other replicas, with the actions of a replica."""
     assert options.replica_listen is not None
     server = PublicationServer(
-        model.folder, options.replica_listen, security=options.security, actions=replica_actions(model.replica)
+        model.folder,
+        options.replica_listen,
+        security=options.security,
+        actions=replica_actions(model.replica),
+        raw_actions=row_actions(model.replica.tables),
     )
     stack.enter_context(server)
     host, _ = split_address(options.replica_listen)

@@ -13,7 +13,7 @@ import pyarrow.flight as fl
 
 from headrace.embeddings.shards.flight import first_line, location
 from headrace.embeddings.shards.security import ClientSecurity, split_address
-from headrace.errors import PublishingError
+from headrace.errors import PublishingError, VersionGone
 
 __all__ = ["PUBLISH_TOKEN", "PublicationClient", "ServerStatus"]
 
@@ -62,10 +62,21 @@ class PublicationClient:
         Raises:
             PublishingError: It refused, or cannot be reached.
         """
+        return self.act_raw(action, json.dumps(body).encode(), timeout_s=timeout_s)
+
+    def act_raw(self, action: str, body: bytes, *, timeout_s: float | None = None) -> bytes:
+        """Run an action whose body is bytes.
+
+        Raises:
+            VersionGone: The version that it needs is not in memory there.
+            PublishingError: See `act`.
+        """
         options = fl.FlightCallOptions(headers=self._headers, timeout=timeout_s or self._timeout_s)
         try:
-            (result,) = self._client.do_action(fl.Action(action, json.dumps(body).encode()), options)
+            (result,) = self._client.do_action(fl.Action(action, body), options)
         except (pa.ArrowException, OSError) as error:
+            if getattr(error, "extra_info", b"") == VersionGone.__name__.encode():
+                raise VersionGone(f"{self.address}: {first_line(error)}") from error
             raise PublishingError(f"{self.address}: {first_line(error)}") from error
         data: bytes = result.body.to_pybytes()
         return data

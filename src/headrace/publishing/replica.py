@@ -21,6 +21,7 @@ from headrace.publishing.following import SourceState, choose_source, newest_kno
 from headrace.publishing.freshness import Freshness
 from headrace.publishing.guard import GuardLimits
 from headrace.publishing.hold import Hold, read_hold
+from headrace.publishing.parts import WHOLE, Part
 from headrace.publishing.publications import Publication, PublicationFolder
 from headrace.publishing.published_chains import PublishedChains
 from headrace.publishing.selection import Selection
@@ -43,6 +44,7 @@ class Replica:
         sources: From whom it fetches versions: other replicas, and last the publisher.
         address: Its address, as other replicas know it.
         keep: Number of newest versions in memory.
+        part: Which rows it has in memory; its files are those of all.
         patience_s: Seconds to wait for other replicas before the publisher is asked, see `choose_source`.
         limits: Limits of the guard; None for no guard.
         on_message: Called with a line for each event.
@@ -60,13 +62,14 @@ class Replica:
         *,
         address: str,
         keep: int = 10,
+        part: Part = WHOLE,
         patience_s: float = 1.0,
         limits: GuardLimits | None = None,
         on_message: Callable[[str], object] = print,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.address = folder, address
-        self.tables = ServedTables(keep=keep)
+        self.tables = ServedTables(keep=keep, part=part)
         self.download = Download(folder)
         self._sources = {source.address: source for source in sources}
         last = sources[-1].address
@@ -216,6 +219,7 @@ class Replica:
             "newest": 0 if self._mine is None else self._mine.version,
             "in_memory": self.tables.versions,
             "num_bytes": self.tables.num_bytes,
+            "part": str(self.tables.part),
             "held": None if self.hold is None else str(self.hold),
             "bytes_from": dict(self.download.num_bytes),
             **self._freshness.ages(),

@@ -41,6 +41,8 @@ class RowReader:
         embedding_dim: Dimension of rows.
         width, dtype: Numbers of a stored row, and their dtype.
         identity: What is the same in all versions whose rows can be kept together.
+        table_names, num_embeddings: Name and size of each table that keys name.
+        has_factors: Whether the row of a key is the product of two stored ones.
     """
 
     def __init__(self, headers: Sequence[TableGroupHeader]) -> None:
@@ -56,22 +58,28 @@ class RowReader:
         self.width, self.dtype = stored_width(self._row_format, self.embedding_dim), storage_dtype(self._row_format)
         scales = [table["init_scale"] for table in header.tables]
         self._first_values = FirstValues(names, scales, self._row_format, seed=header.seed)
-        self._has_factors = names[0].endswith(QUOTIENT)
+        self.has_factors = names[0].endswith(QUOTIENT)
         self._has_shared = names[-1].endswith(SHARED_NAME)
-        num_tables = len(names) // (2 if self._has_shared or self._has_factors else 1)
+        num_tables = len(names) // (2 if self._has_shared or self.has_factors else 1)
         rows = np.array([table["num_embeddings"] for table in header.tables[-num_tables:]], dtype=np.int64)
-        self._divisors: Int64s = rows if self._has_factors else np.empty(0, np.int64)
+        self.table_names: tuple[str, ...] = tuple(name.removesuffix(QUOTIENT) for name in names[:num_tables])
+        self.num_embeddings: tuple[int, ...] = tuple(rows.tolist())
+        self._divisors: Int64s = rows if self.has_factors else np.empty(0, np.int64)
         self._plan = _partitions(header, num_tables)
         count = 1 if self._plan is None else self._plan.partition_count
         self._shared_sizes: Int64s = rows // count if self._has_shared else np.zeros(num_tables, np.int64)
         self._salts = name_seeds(header.seed, names[:num_tables], "shared")
         self._missing = np.array(_read_by_missing(header), np.int32)
-        if header.retention is not None and not self._has_factors:
+        if header.retention is not None and not self.has_factors:
             self._missing[:num_tables] = np.where(self._shared_sizes > 0, SHARED, ZEROS)
+
+    def is_like(self, other: RowReader) -> bool:
+        """Whether ids without a row read the same with both."""
+        return np.array_equal(self._missing, other._missing)
 
     def read(self, arrays: RowArrays, version: int, keys: Keys) -> Float32s:
         """Rows of keys [U] at a version, float32 [U, D]; thread-safe."""
-        if not self._has_factors:
+        if not self.has_factors:
             return self._read(arrays, version, keys)
         divisors, shift = self._divisors[keys.tables], np.int32(len(self._divisors))
         quotients = Keys(keys.tables, keys.ids // divisors, keys.counts)

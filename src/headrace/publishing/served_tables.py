@@ -14,7 +14,9 @@ import numpy.typing as npt
 from headrace.embeddings.changes.delta import Columns
 from headrace.embeddings.keys import Keys
 from headrace.embeddings.tables.state import TableGroupHeader
-from headrace.errors import CheckpointError, HeadraceError
+from headrace.errors import CheckpointError, HeadraceError, VersionGone
+from headrace.publishing.changed_ids import ChangedIds
+from headrace.publishing.parts import WHOLE, Part
 from headrace.publishing.row_reader import RowReader
 from headrace.publishing.versioned_rows import RowArrays, VersionedRows
 
@@ -63,6 +65,11 @@ class View:
         """Dense parameters and buffers by name."""
         return self.about.dense
 
+    @property
+    def readers(self) -> Mapping[str, RowReader]:
+        """What is known of each table group beside its rows."""
+        return self._readers
+
     def read(self, table_group: str, keys: Keys) -> Float32s:
         """Rows of keys, float32 [U, D], as `EmbeddingStore.read` gave them at the trainer after the same step.
 
@@ -82,14 +89,17 @@ class ServedTables:
 
     Args:
         keep: Number of newest versions in memory, which can be served.
+        part: Which rows are kept; reads of others give what ids without a row read, so callers must not ask for them.
     """
 
-    def __init__(self, *, keep: int = 10) -> None:
-        self.keep = keep
+    def __init__(self, *, keep: int = 10, part: Part = WHOLE) -> None:
+        self.keep, self.part = keep, part
         self._versions: dict[int, ServedVersion] = {}
         self._rows: dict[str, VersionedRows] = {}
         self._readers: dict[int, dict[str, RowReader]] = {}  # by version
+        self._changed: dict[int, dict[str, ChangedIds]] = {}  # by version: what it changed
         self._view: View | None = None
+        self._others: dict[int, View] = {}  # views of versions that are not served, until the next one is applied
         self._views: deque[tuple[int, weakref.ref[View]]] = deque()  # with numbers, oldest first
         self._num_views = 0
         self._retired: deque[tuple[int, VersionedRows, Int64s]] = deque()  # until views up to a number are gone
@@ -130,6 +140,35 @@ class ServedTables:
         """See `View.read`; of the version that is served when the call begins."""
         return self.view.read(table_group, keys)
 
+    def view_of(self, version: int) -> View:
+        """A view of one of `versions`, which need not be the served one.
+
+        Raises:
+            VersionGone: The version is not in memory.
+        """
+        view = self._view
+        if view is not None and view.version == version:
+            return view
+        with self._noting:
+            if version not in self._others:
+                self._others[version] = self._new_view(version)
+            return self._others[version]
+
+    def changed(self, table_group: str, *, since: int, version: int) -> ChangedIds | None:
+        """The ids whose rows may differ between two versions; None if that is not known, so that any may.
+
+        Raises:
+            VersionGone: The later version is not in memory.
+        """
+        with self._noting:
+            held = sorted(self._versions)
+            if version not in self._versions:
+                raise _gone(version, held)
+            steps = [each for each in held if since < each <= version]
+            if since not in self._versions or any(each not in self._changed for each in steps):
+                return None
+            return ChangedIds.joined([self._changed[each][table_group] for each in steps])
+
     def apply(
         self,
         about: ServedVersion,
@@ -160,15 +199,16 @@ class ServedTables:
                 rows.begin(about.version, everything=everything)
             try:
                 for table_group, section, columns in blocks:
-                    weights = None if section == "removed" else columns["weights"]
-                    self._rows[table_group].write(columns["tables"], columns["ids"], weights)
-                for rows in self._rows.values():
-                    rows.complete()
+                    self._write(readers[table_group], self._rows[table_group], section, columns)
+                changed = {name: self._complete(readers[name], rows) for name, rows in self._rows.items()}
             except BaseException:
                 for rows in self._rows.values():
                     self._retire(rows, rows.abort())
                 raise
             with self._noting:
+                is_alike = newest > 0 and all(readers[name].is_like(self._readers[newest][name]) for name in readers)
+                if is_alike:
+                    self._changed[about.version] = changed
                 self._versions[about.version], self._readers[about.version] = about, readers
             if serve or self._view is None:
                 self.serve(about.version)
@@ -178,21 +218,10 @@ class ServedTables:
         """Serve one of `versions`, from the next read on; takes the same time for any number of rows.
 
         Raises:
-            HeadraceError: The version is not in memory.
+            VersionGone: The version is not in memory.
         """
         with self._noting:
-            about = self._versions.get(version)
-            if about is None:
-                held = sorted(self._versions)
-                raise HeadraceError(
-                    f"version {version}: is not in memory, expected one of "
-                    f"{', '.join(map(str, held)) or 'none: no version was applied yet'}"
-                )
-            arrays = {name: rows.arrays for name, rows in self._rows.items()}
-            view = View(about, self._readers[version], arrays)
-            self._num_views += 1
-            self._views.append((self._num_views, weakref.ref(view)))
-            self._view = view
+            self._view = self._new_view(version)
             self._another.notify_all()
 
     def wait(self, known: View | None, *, timeout_s: float | None = None) -> View | None:
@@ -200,6 +229,30 @@ class ServedTables:
         with self._another:
             self._another.wait_for(lambda: self._view is not known, timeout_s)
             return self._view
+
+    def _new_view(self, version: int) -> View:
+        """A new view, while `_noting` is held."""
+        about = self._versions.get(version)
+        if about is None:
+            raise _gone(version, sorted(self._versions))
+        view = View(about, self._readers[version], {name: rows.arrays for name, rows in self._rows.items()})
+        self._num_views += 1
+        self._views.append((self._num_views, weakref.ref(view)))
+        return view
+
+    def _write(self, reader: RowReader, rows: VersionedRows, section: str, columns: Columns) -> None:
+        """Write the rows of a block that belong to this part."""
+        tables, ids = columns["tables"], columns["ids"]
+        weights = None if section == "removed" else columns["weights"]
+        if self.part.count > 1 and not reader.has_factors:
+            mask = self.part.mask(self.part.plan(reader.table_names, reader.num_embeddings), tables, ids)
+            tables, ids, weights = tables[mask], ids[mask], None if weights is None else weights[mask]
+        rows.write(tables, ids, weights)
+
+    def _complete(self, reader: RowReader, rows: VersionedRows) -> ChangedIds:
+        written = rows.arrays.records[rows.complete()]
+        num_tables = len(reader.table_names)
+        return ChangedIds.of_rows(written["table"], written["id"], num_tables, are_factors=reader.has_factors)
 
     def _prepare(self, headers: Headers) -> dict[str, RowReader]:
         """The readers of a version, and room for its rows."""
@@ -227,6 +280,8 @@ class ServedTables:
             for version in held:
                 if version < oldest:
                     del self._versions[version], self._readers[version]
+                    self._changed.pop(version, None)
+            self._others.clear()  # they keep places in use
         for rows in self._rows.values():
             self._retire(rows, rows.forget_before(oldest))
         self._reuse()
@@ -243,3 +298,10 @@ class ServedTables:
         while self._retired and self._retired[0][0] < oldest:
             _, rows, places = self._retired.popleft()
             rows.give_back(places)
+
+
+def _gone(version: int, held: Sequence[int]) -> VersionGone:
+    return VersionGone(
+        f"version {version}: is not in memory, expected one of "
+        f"{', '.join(map(str, held)) or 'none: no version was applied yet'}"
+    )

@@ -25,7 +25,7 @@ from headrace.errors import PublishingError, TornCheckpoint
 from headrace.manifest import MANIFEST, open_regular
 from headrace.publishing.publications import PublicationFolder
 
-__all__ = ["ACTIONS", "FILE_NAME", "Act", "PublicationServer"]
+__all__ = ["ACTIONS", "FILE_NAME", "Act", "PublicationServer", "RawAct"]
 
 ACTIONS = {
     "status": "Versions in the folder",
@@ -51,6 +51,8 @@ _SCHEMA = pa.schema([("bytes", pa.binary())])
 
 Act = Callable[[dict[str, Any]], Any]
 """An action: a function from a JSON-able body to a JSON-able answer."""
+RawAct = Callable[[bytes], bytes]
+"""An action of bytes."""
 
 
 class PublicationServer(SecureServer):
@@ -61,6 +63,7 @@ class PublicationServer(SecureServer):
         listen: Address "host:port"; port 0 for any free port, see the attribute `port`.
         security: Token and TLS.
         actions: Further actions by name.
+        raw_actions: Further actions whose bodies and answers are bytes.
 
     Raises:
         ConfigError: An address other than loopback lacks token or TLS, certificate and key cannot be used, or the
@@ -74,9 +77,11 @@ class PublicationServer(SecureServer):
         *,
         security: ServerSecurity | None = None,
         actions: Mapping[str, Act] | None = None,
+        raw_actions: Mapping[str, RawAct] | None = None,
     ) -> None:
         self.folder = folder
         self._actions: dict[str, Act] = {"status": self._status, "wait": self._wait, **(actions or {})}
+        self._raw_actions = dict(raw_actions or {})
         self._stopping = threading.Event()
         self._waiting = threading.Semaphore(MAX_WAITING)
         self._listed: tuple[int, list[int]] = -1, []  # time of change of the folder, and its versions
@@ -90,19 +95,21 @@ class PublicationServer(SecureServer):
     def do_action(self, context: Any, action: Any) -> list[Any]:
         """Run an action; body and answer are JSON."""
         with as_flight_errors(PublishingError):
+            if action.type in self._raw_actions:
+                return [fl.Result(pa.py_buffer(self._raw_actions[action.type](action.body.to_pybytes())))]
             body = _body_of(action.type, action.body.to_pybytes())
             if action.type == "manifest":
                 answer = self._manifest(body)
             elif action.type in self._actions:
                 answer = json.dumps(self._actions[action.type](body)).encode()
             else:
-                names = ", ".join(["manifest", *self._actions])
+                names = ", ".join(["manifest", *self._actions, *self._raw_actions])
                 raise PublishingError(f"action {action.type[:40]!r}: expected one of: {names}")
             return [fl.Result(pa.py_buffer(answer))]
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
         """Names and descriptions of actions."""
-        return [(name, ACTIONS.get(name, name)) for name in ["manifest", *self._actions]]
+        return [(name, ACTIONS.get(name, name)) for name in ["manifest", *self._actions, *self._raw_actions]]
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         """Stream a file from an offset; the ticket is JSON: `file`, its path below the folder, and `offset`."""

@@ -93,14 +93,16 @@ class VersionedRows:
             part = slice(first, first + PIECE)
             self._write(tables[part], ids[part], None if weights is None else weights[part])
 
-    def complete(self) -> None:
-        """End the new version."""
+    def complete(self) -> Int64s:
+        """End the new version; returns the places of the states that it wrote: of keys that changed, once or twice."""
         if len(self._marks):
             places = unmarked(self.arrays.slots, self.arrays.records, self._marks)
             self._marks = np.empty(0, np.uint8)
             gone = self.arrays.records[places]
             self.write(np.ascontiguousarray(gone["table"]), np.ascontiguousarray(gone["id"]), None)
+        (written,) = self._written.values()
         self._written = {}
+        return _joined(written)
 
     def abort(self) -> Int64s:
         """Take the new version back; returns places to `give_back` when no reader can get to them."""
