@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +15,7 @@ from headrace.embeddings.shards.security import ServerSecurity
 from headrace.errors import HeadraceError
 from headrace.serving.http_bodies import error_answer, read_body
 from headrace.serving.metrics import gauges, quality_lines
+from headrace.serving.openapi import openapi_of, openapi_page
 from headrace.serving.requests import BadRequest
 from headrace.serving.scoring_route import ScoringRoute, read_ranking, read_records
 from headrace.serving.service import NotReady
@@ -44,6 +45,12 @@ def serving_app(state: ServingState) -> ASGIApp:
     async def labels(request: Request) -> Response:
         return _json(_add_labels(state, await read_body(request.receive, state.limits)))
 
+    async def openapi(_: Request) -> Response:
+        return _json(openapi_of(state.main.service.model))
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(openapi_page(openapi_of(state.main.service.model)))
+
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -61,6 +68,8 @@ def serving_app(state: ServingState) -> ASGIApp:
         Route("/v1/model", model),
         Route("/v1/models", models),
         Route("/v1/labels", labels, methods=["POST"]),
+        Route("/openapi.json", openapi),
+        Route("/docs", page),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", metrics),

@@ -95,12 +95,12 @@ class RequestReader:
         return with_context(self._columns([context], "context", shared), self._columns(records, "candidates", own))
 
     def arrow(self, body: bytes) -> pa.RecordBatch:
-        """Rows of an Arrow IPC stream.
+        """Rows of an Arrow IPC stream; a column that is missing is null.
 
         Raises:
             BadRequest: The body is something else.
         """
-        return self._limited(_next_table(pa.BufferReader(body)), "rows")
+        return self._completed(self._limited(_next_table(pa.BufferReader(body)), "rows"), ())
 
     def arrow_ranking(self, body: bytes) -> pa.RecordBatch:
         """Rows of two Arrow IPC streams, one after the other: the context, of one row, and the candidates.
@@ -122,7 +122,7 @@ class RequestReader:
             raise BadRequest(
                 f"candidates: column {min(twice)[:100]!r} is in the context, too; expected it in one of both", 422
             )
-        return with_context(context, candidates)
+        return with_context(context, self._completed(candidates, context.schema.names))
 
     def _checked(self, records: Any, what: str) -> list[dict[str, Any]]:
         """Records whose columns are known."""
@@ -159,6 +159,13 @@ class RequestReader:
                 if type(values) is list and float in map(type, values):
                     return True
         return False
+
+    def _completed(self, rows: pa.RecordBatch, elsewhere: Collection[str]) -> pa.RecordBatch:
+        """Rows with nulls for the columns that neither they nor others have."""
+        given = {*rows.schema.names, *elsewhere}
+        missing = [field for field in self._row if field.name not in given]
+        arrays = [*rows.columns, *(pa.nulls(rows.num_rows, field.type) for field in missing)]
+        return pa.RecordBatch.from_arrays(arrays, names=[*rows.schema.names, *(field.name for field in missing)])
 
     def _limited(self, table: pa.Table, what: str) -> pa.RecordBatch:
         if table.num_rows > self._most_records:

@@ -29,6 +29,7 @@ from headrace.logs.generate import GenerateConfig, generate_logs
 from headrace.publishing.client import PublicationClient
 from headrace.publishing.replica_actions import roll_back
 from headrace.scoring import Scorer
+from headrace.serving import Client, Refused
 from headrace.training import JobConfig, Trainer
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -140,11 +141,39 @@ def test_scores_equal_predictions_in_requests_of_any_size_and_form(folder: Path)
         status, body = ask(url, "/v1/score", b'{"records": [{"usr": 3}]}')
         assert (status, b"column 'usr' of record 0 is unknown" in body) == (422, True)
         assert b'headrace_serve_requests{route="score",status="422"} 1' in ask(url, "/metrics")[1]
+        the_client_gives_the_same(url, records[:30], found[0])
         counts = script("fuzz_requests").fuzz(url, {"user": 3, "item": 7, "history": [1]}, 4, seed=1)
         assert counts.faults == []
         assert {name for name, _ in counts.outcomes} == set(script("fuzz_requests").KINDS)
         labels_of_a_request_judge_all_models_that_scored_it(url, records[:20])
         assert stopped_under_requests(url, process, records[:20]) == {200}
+
+
+def the_client_gives_the_same(url: str, records: list[dict[str, Any]], first: dict[str, Any]) -> None:
+    with Client(url) as client, Client(url, model="other") as wrong:
+        expected = client.score(records)
+        assert expected.version == first["version"] == client.model()["version"]
+        assert expected.scores["click"][0] == np.float32(first["scores"]["click"][0])
+        table = client.score(pa.Table.from_pylist(records), request="by table")
+        assert np.array_equal(table.scores["click"], expected.scores["click"])
+        assert table.request == "by table"
+        context = {"user": records[0]["user"], "history": records[0]["history"]}
+        candidates = [{"item": record["item"]} for record in records]
+        ranked = client.rank(context, candidates)
+        plain = client.score([{**context, **candidate} for candidate in candidates])
+        assert np.array_equal(ranked.scores["click"], plain.scores["click"])
+        by_table = client.rank(context, pa.Table.from_pylist(candidates))
+        assert np.array_equal(by_table.scores["click"], plain.scores["click"])
+        assert client.labels("by table", click=[None] * 30)
+        assert not client.labels("by table", click=[None] * 30)
+        with pytest.raises(Refused, match="column 'usr' of record 0 is unknown") as caught:
+            client.score([{"usr": 1}])
+        assert caught.value.status == 422
+        with pytest.raises(Refused, match="model 'other': unknown"):
+            wrong.score(records)
+    described = json.loads(ask(url, "/openapi.json")[1])
+    assert described["components"]["schemas"]["Record"]["properties"]["user"] == {"type": ["integer", "null"]}
+    assert b"/v1/score" in ask(url, "/docs")[1]
 
 
 def labels_of_a_request_judge_all_models_that_scored_it(url: str, records: list[dict[str, Any]]) -> None:

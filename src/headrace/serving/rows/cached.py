@@ -23,7 +23,7 @@ from headrace.embeddings.keys import Keys
 from headrace.publishing.changed_ids import ChangedIds
 from headrace.serving.rows.source import RowSource
 
-__all__ = ["CachedRows", "RowCache"]
+__all__ = ["CachedRows", "RowCache", "warm_up_cache"]
 
 WAYS = 8
 EMPTY = -1
@@ -153,6 +153,15 @@ class CachedRows:
     def version(self, table_group: str) -> int:
         """The version of the entries of a table group; 0 before the first."""
         return self._caches[table_group].version
+
+
+def warm_up_cache() -> None:
+    """Compile the kernels ahead of time."""
+    cache = RowCache(1 << 12, 4)
+    keys = Keys(np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, np.int32))
+    missing = cache.find(keys, np.empty((1, 4), np.float32))
+    cache.offer(keys, missing, np.zeros((1, 4), np.float32))
+    cache.forget(ChangedIds(keys.tables, keys.ids, np.zeros(0, np.int32)))
 
 
 def _columns(keys: Keys) -> tuple[Int32s, Int64s]:
