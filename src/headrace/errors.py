@@ -12,7 +12,7 @@ HeadraceError
 ├── ShardError           a shard refused a request
 │   └── ShardLost             a shard is gone, or has forgotten this training; names it
 ├── PublishingError      a server of publications refused a request, or cannot be reached
-├── VersionGone          a version of the model is not (or no longer) in memory
+│   └── VersionGone           a version of the model is not, or no longer, in memory
 └── MissingExtra         an optional dependency is not installed (also an ImportError)
 """
 
@@ -59,7 +59,7 @@ class PublishingError(HeadraceError):
     """A server of publications refused a request, or cannot be reached; names it."""
 
 
-class VersionGone(HeadraceError):
+class VersionGone(PublishingError):
     """A version of the model is not in memory, or no longer; ask again for the newest one."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 from starlette.types import Receive
 
-from headrace.errors import HeadraceError, PublishingError, VersionGone
+from headrace.errors import HeadraceError, PublishingError
 from headrace.serving.answers import ARROW, JSON
 from headrace.serving.batcher import Overloaded
 from headrace.serving.requests import BadRequest
@@ -89,7 +89,7 @@ def error_answer(error: Exception) -> tuple[int, Headers, bytes]:
     text = str(error)
     if isinstance(error, BadRequest):
         status = error.status
-    elif isinstance(error, Overloaded | NotReady | VersionGone | PublishingError):
+    elif isinstance(error, Overloaded | NotReady | PublishingError):
         status = 503
         headers.append((b"retry-after", str(RETRY_S).encode()))
     elif isinstance(error, TimeoutError):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.embeddings.keys import Keys
-from headrace.errors import PublishingError, VersionGone
+from headrace.errors import PublishingError
 from headrace.publishing.changed_ids import ChangedIds
 from headrace.publishing.client import PublicationClient
 from headrace.publishing.parts import Part
@@ -116,7 +116,7 @@ def _ask(clients: Sequence[PublicationClient], action: str, message: bytes) -> b
     for client in clients:
         try:
             return client.act_raw(action, message)
-        except (PublishingError, VersionGone) as error:
+        except PublishingError as error:
             last = error
     assert last is not None
     raise last
