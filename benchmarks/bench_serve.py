@@ -43,7 +43,7 @@ MIB = 1 << 20
 def main(options: argparse.Namespace) -> None:
     """Run the benchmark."""
     report = harness.Report("bench_serve")
-    sizes = (1, 100) if options.quick else (1, 16, 200)
+    sizes = (1, 100) if options.quick else (1, 200)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-serve-") as folder:
         workload = make_workload(Path(folder), num_rows=16_384 if options.quick else 131_072)
         for num_records in sizes:
@@ -68,7 +68,7 @@ def case_of(num_records: int) -> str:
 
 def measure(report: harness.Report, workload: Workload, server: Server, num_records: int, *, quick: bool) -> None:
     """Measure one server, as JSON, and headrace also as Arrow."""
-    seconds, steps, repeats = (1.0, 1, 0) if quick else (3.0, 3, 3)
+    seconds, steps, repeats = (1.0, 1, 0) if quick else (2.0, 3, 2)
     settings = Settings(str(workload.weights), free_port(), MAX_REQUESTS, MAX_REQUESTS * num_records, MAX_WAIT_MS)
     log = workload.folder / f"{server.module or OURS}.log"
     forms = [(server.name, "json", "application/json")]
@@ -84,7 +84,10 @@ def measure(report: harness.Report, workload: Workload, server: Server, num_reco
                 closed = wrk(settings.port, server.path, bodies[0], 1 if quick else 3)
                 report.add(case, arm, "requests per second, 32 waiting clients (wrk)", "1/s", [closed])
             found = highest_rate(target, 2000 / num_records**0.7, seconds=seconds, steps=steps, repeats=repeats)
-            report.add(case, arm, RATE, "1/s", [found.rate])
+            if found.rate:
+                report.add(case, arm, RATE, "1/s", [found.rate])
+            else:
+                report.notes[f"{case}, {arm}"] = "never answered 99 % of the requests within the time"
             for percent in (50, 99, 99.9) if found.outcomes else ():
                 times = [outcome.percentile_ms(percent) for outcome in found.outcomes]
                 report.add(case, arm, f"p{percent:g} at that rate", "ms", times)
@@ -100,7 +103,9 @@ def check(server: Server, target: Target, workload: Workload, num_records: int) 
     outcome = run_open_loop(target, np.linspace(0, 0.5, 20), keep_every=1)
     for number, body in outcome.kept:
         answer = json.loads(body)
-        given = answer["scores"]["label"] if "scores" in answer else answer.get("probabilities", answer)
+        given = answer  # BentoML
+        if isinstance(answer, dict):
+            given = answer["scores"]["label"] if "scores" in answer else answer["probabilities"]
         rows = slice(number * num_records, (number + 1) * num_records)
         check_probabilities(given, expected[rows], where=server.name)
         if server.name == OURS and not np.array_equal(np.array(given, np.float32), expected[rows]):

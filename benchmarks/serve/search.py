@@ -33,21 +33,24 @@ class Found:
 
 
 def highest_rate(target: Target, first: float, *, seconds: float, steps: int, repeats: int) -> Found:
-    """Double or halve a rate until the promise is kept on one side and not on the other, then bisect.
+    """Raise or lower a rate until the promise is kept on one side and not on the other, then bisect.
+
+    A rate fails if the promise is broken in two runs.
 
     Args:
         target: The server and its requests.
         first: Rate to begin with, per second.
         seconds: Length of a run.
         steps: Steps of the bisection; each halves the distance in logarithms.
-        repeats: Further runs at the rate that was found; if most of them fail, the next lower one is taken.
+        repeats: Further runs at the rate that was found; if more than half fail, the next lower one is taken.
     """
+    run_open_loop(target, arrivals(first / 4, seconds))  # nothing is cold afterwards
     kept: dict[float, Outcome] = {}
     failed: list[float] = []
     client = False
     rate = first
-    while len(kept) + len(failed) < 14:
-        outcome = run_open_loop(target, arrivals(rate, seconds))
+    while len(kept) + len(failed) < 16:
+        outcome = _best_of(2, target, rate, seconds)
         if is_kept(outcome):
             kept[rate] = outcome
         else:
@@ -56,20 +59,28 @@ def highest_rate(target: Target, first: float, *, seconds: float, steps: int, re
         if not failed:
             rate *= 1.6
         elif not kept:
-            rate /= 2
-            if rate < 4:
+            rate /= 2.5
+            if rate < first / 100:
                 return Found(0.0, [], client)
+        elif steps == 0:
+            break
         else:
-            if steps == 0:
-                break
             steps -= 1
-            above = min(each for each in failed if each > max(kept)) if max(failed) > max(kept) else max(kept) * 1.6
-            rate = float(np.sqrt(max(kept) * above))
+            rate = float(np.sqrt(max(kept) * min(each for each in failed if each > max(kept))))
     for rate in sorted(kept, reverse=True):
-        outcomes = [run_open_loop(target, arrivals(rate, seconds, seed)) for seed in range(1, repeats + 1)]
-        if sum(map(is_kept, outcomes)) > repeats / 2 or repeats == 0:
+        outcomes = [run_open_loop(target, arrivals(rate, seconds, seed)) for seed in range(5, repeats + 5)]
+        if sum(map(is_kept, outcomes)) >= repeats / 2:
             return Found(rate, [kept[rate], *outcomes], client)
     return Found(0.0, [], client)
+
+
+def _best_of(count: int, target: Target, rate: float, seconds: float) -> Outcome:
+    """A run that keeps the promise, if one of several does: a machine that stands still for a moment says little."""
+    for seed in range(count):
+        outcome = run_open_loop(target, arrivals(rate, seconds, seed))
+        if is_kept(outcome):
+            break
+    return outcome
 
 
 def is_kept(outcome: Outcome) -> bool:

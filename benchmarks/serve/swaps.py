@@ -58,7 +58,7 @@ def requests_under_swaps(
         on_request: Called now and then with the number of requests answered since.
     """
     template = ModelTemplate(job)
-    tables, service, counts = ServedTables(keep=rollbacks + 2), ScoringService(), Swaps()
+    tables, service, counts = ServedTables(keep=rollbacks + 2), ScoringService(num_threads=1), Swaps()
     expected: dict[int, bytes] = {}
     writer = _Writer(template, tables, service, rows, expected)
     writer.write(1)
