@@ -14,6 +14,10 @@ from headrace.serving.capacity import FIRST_BATCHES, FIRST_ROWS
 __all__ = ["Batcher", "Overloaded", "Waiting"]
 
 
+JUST_S = 0.001
+"""Without threads: seconds after a batch in which requests are read that came meanwhile."""
+
+
 class Overloaded(HeadraceError):
     """A request is refused, because it could not be answered in time."""
 
@@ -46,7 +50,7 @@ class Batcher(Generic[W]):
     Attributes:
         num_threads: Threads that score.
         most_rows: Maximum rows of a batch; a larger request is a batch of its own.
-        most_waiting_rows: Maximum rows that wait; a request is refused if there are more with it.
+        most_waiting_rows: Maximum rows that wait or are scored; a request is refused if there are more with it.
         num_shed: Requests that were refused.
         num_batches, num_rows, busy_s: Batches that were scored, their rows, and the seconds that they took.
     """
@@ -66,6 +70,8 @@ class Batcher(Generic[W]):
         self._queue: deque[W] = deque()
         self._waiting_rows = 0
         self._num_scoring = 0
+        self._scoring_rows = 0
+        self._last_rows, self._last_end_s = 0, float("-inf")
         self._is_closed = False
         self._changed = threading.Condition()
         self.num_threads = num_threads
@@ -103,17 +109,25 @@ class Batcher(Generic[W]):
         with self._changed:
             if self._is_closed:
                 raise Overloaded("the server is stopping")
-            if self._queue and self._waiting_rows + request.num_rows > self.most_waiting_rows:
+            before = self._waiting_rows + self._rows_before_the_queue()
+            if before and before + request.num_rows > self.most_waiting_rows:
                 self.num_shed += 1
+                limit = self.most_waiting_rows
                 raise Overloaded(
-                    f"overloaded: {self._waiting_rows:,} rows wait, and only {self.most_waiting_rows:,} could be "
-                    "answered in time"
+                    f"overloaded: {before:,} rows come first, and only {limit:,} could be answered in time"
                 )
             self._queue.append(request)
             self._waiting_rows += request.num_rows
             self._changed.notify()
         if self._wake is not None:
             self._wake()
+
+    def _rows_before_the_queue(self) -> int:
+        """Rows that are scored now. Without threads nothing is scored while a request is added, but it may have waited
+        for the batch that has just ended."""
+        if self.num_threads:
+            return self._scoring_rows
+        return self._last_rows if self._clock() - self._last_end_s < JUST_S else 0
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, and wait for those that are there; returns whether all were answered."""
@@ -128,14 +142,14 @@ class Batcher(Generic[W]):
             self._score_one(batch)
 
     def _score_one(self, batch: list[W]) -> None:
-        began = self._clock()
+        began, taken = self._clock(), sum(request.num_rows for request in batch)
         num_rows = 0
         try:
             num_rows = self._score(batch)
         except Exception as error:  # an error of one batch must not end the thread
             for request in batch:
                 request.give_up(error)
-        self._note(num_rows, self._clock() - began)
+        self._note(taken, num_rows, self._clock() - began)
 
     def _take(self, *, wait: bool = True) -> list[W]:
         """The next requests to score together; empty when there will be no more, or there are none now."""
@@ -149,11 +163,14 @@ class Batcher(Generic[W]):
                 num_rows += batch[-1].num_rows
             self._waiting_rows -= num_rows
             self._num_scoring += bool(batch)
+            self._scoring_rows += num_rows
             return batch
 
-    def _note(self, num_rows: int, seconds: float) -> None:
+    def _note(self, taken_rows: int, num_rows: int, seconds: float) -> None:
         with self._changed:
             self._num_scoring -= 1
+            self._scoring_rows -= taken_rows
+            self._last_rows, self._last_end_s = num_rows, self._clock()
             self.num_batches += 1
             self.num_rows += num_rows
             self.busy_s += seconds

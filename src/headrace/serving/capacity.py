@@ -6,8 +6,8 @@ keep the promise:
 
 - A request that arrives waits for the batch that is being scored and for those before its own, so a batch may take at
   most half of the promise.
-- A request is refused at once if, by this estimate, it could not be answered in time; one that can only be late helps
-  nobody, and makes those behind it late too.
+- A request is refused at once if, by this estimate, it could not be answered in time behind the rows that are being
+  scored and those that wait; one that can only be late helps nobody, and makes those behind it late too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FIRST_ROWS = 64
 """Rows of a batch before anything was measured ..."""
 FIRST_BATCHES = 16
 """... and such batches that may wait."""
+MOST_WAITING = 1 << 16
+"""Rows that may wait at most, however cheap they seem."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Capacity:
 
     Attributes:
         most_rows: Maximum rows of a batch.
-        most_waiting_rows: Rows that may wait; a request is refused if there are more before it.
+        most_waiting_rows: Rows that may wait or be scored; a request is refused if there are more with it.
         reason: Why, in one line.
     """
 
@@ -104,9 +106,8 @@ def plan_capacity(cost: Cost, promise_s: float, *, most_rows: int) -> Capacity:
     rows = int((BATCH_SHARE * promise_s - per_batch) / max(per_row, 1e-9) + 1e-6)
     rows = max(1, min(most_rows, rows))
     batch_s = per_batch + rows * per_row
-    # A new request waits for the batch that is being scored, then for those before it, and for its own.
-    batches = (SHED_SHARE * promise_s - batch_s) / batch_s
-    waiting = max(rows, int(batches * rows), LEAST_WAITING)
+    waiting = max(rows, int((SHED_SHARE * promise_s - 2 * per_batch) / max(per_row, 1e-9)), LEAST_WAITING)
+    waiting = min(waiting, MOST_WAITING)
     reason = (
         f"{1e3 * per_batch:.2f} ms per batch and {1e6 * per_row:.1f} us per row: {rows:,} rows take "
         f"{1e3 * batch_s:.1f} of {1e3 * promise_s:g} ms"

@@ -33,6 +33,7 @@ Reading = Callable[[RequestReader, bytes, bytes], tuple[Read, Callable[[Records]
 
 REQUEST_ID = b"x-request-id"
 LONGEST_ID = 200
+LEARN = 0.05
 _BYTES_PER_ROW = 400
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count()
@@ -59,6 +60,7 @@ class ScoringRoute:
 
     def __init__(self, state: ServingState, name: str, read: Reading) -> None:
         self._state, self._name, self._read = state, name, read
+        self._bytes_per_row: dict[bytes, float] = {}  # by media type, as seen lately
 
     def submit(self, headers: Sequence[tuple[bytes, bytes]], model: str | None, body: bytes, done: Done) -> None:
         """Have a request answered.
@@ -87,6 +89,7 @@ class ScoringRoute:
                     if isinstance(answer, Exception):
                         raise answer
                     _remember(state, request, named, answer)
+                    self._learn(content_type, len(body), len(answer.scores))
                     found = 200, [(b"content-type", accepted)], write(answer, request)
                 except Exception as error:
                     found = error_answer(error)
@@ -125,8 +128,15 @@ class ScoringRoute:
         self, model: NamedModel, body: bytes, content_type: bytes, reply: Callable[[Answer | Exception], object]
     ) -> None:
         read, columns = self._read(model.service.model.reader, content_type, body)
-        num_rows = 1 + len(body) // _BYTES_PER_ROW  # the body is not read yet
+        bytes_per_row = self._bytes_per_row.get(content_type, _BYTES_PER_ROW)
+        num_rows = max(round(len(body) / bytes_per_row), 1)  # the body is not read yet
         model.service.ask(Question(read, num_rows, reply, columns))
+
+    def _learn(self, content_type: bytes, num_bytes: int, num_rows: int) -> None:
+        """Note how long the body of some rows was."""
+        if num_rows:
+            before = self._bytes_per_row.get(content_type, num_bytes / num_rows)
+            self._bytes_per_row[content_type] = before + LEARN * (num_bytes / num_rows - before)
 
     def _shadow(self, model: NamedModel, request: str, body: bytes, content_type: bytes) -> None:
         """Have a model score a request for comparison; it must not disturb the one that answers."""

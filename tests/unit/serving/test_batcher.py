@@ -65,8 +65,8 @@ def test_a_request_beyond_the_limit_is_refused_with_the_reason() -> None:
     batcher.start()
     batcher.add(Asked(1))
     assert scoring.begun.acquire(timeout=30)
-    batcher.add(Asked(39))  # one alone is never too many
-    with pytest.raises(Overloaded, match="overloaded: 39 rows wait, and only 40 could be answered in time"):
+    batcher.add(Asked(38))
+    with pytest.raises(Overloaded, match="overloaded: 39 rows come first, and only 40 could be answered in time"):
         batcher.add(Asked(2))
     batcher.add(Asked(1))
     assert batcher.num_shed == 1
@@ -100,3 +100,24 @@ def test_a_server_that_stops_answers_what_waits_and_takes_no_more() -> None:
     assert request.answers == ["scored"]
     with pytest.raises(Overloaded, match="stopping"):
         batcher.add(Asked(1))
+
+
+def test_without_threads_rows_that_were_just_scored_count_as_time_that_was_waited() -> None:
+    now = [0.0]
+    scoring = Scoring()
+    batcher: Batcher[Asked] = Batcher(scoring, num_threads=0, clock=lambda: now[0])
+    batcher.most_rows, batcher.most_waiting_rows = 100, 40
+    woken: list[bool] = []
+    batcher.wake_with(lambda: woken.append(True))
+    batcher.add(Asked(50))  # one alone is never too many
+    scoring.may_end.release()
+    assert woken == [True]
+    assert not batcher.step()
+    with pytest.raises(Overloaded, match="50 rows come first"):
+        batcher.add(Asked(1))
+    now[0] += 1.0
+    batcher.add(Asked(1))
+    scoring.may_end.release()
+    assert not batcher.step()
+    assert not batcher.step()
+    assert scoring.batches == [[50], [1]]

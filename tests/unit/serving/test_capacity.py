@@ -39,7 +39,7 @@ def test_a_batch_takes_at_most_half_of_the_promise() -> None:
 def test_rows_wait_only_if_they_can_be_answered_in_time() -> None:
     capacity = plan_capacity(measured(0.0, 0.0001), 0.100, most_rows=100)  # batches of 100 rows last 10 ms
     assert capacity.most_rows == 100
-    assert capacity.most_waiting_rows == 800  # 80 ms of batches, after one that is being scored: 90 of 100 ms
+    assert capacity.most_waiting_rows == 900  # 90 of 100 ms, with those that are being scored
 
 
 def test_a_promise_that_cannot_be_kept_still_answers_one_by_one() -> None:

@@ -47,17 +47,17 @@ def test_limits_follow_the_cost_of_batches(clock: Clock) -> None:
         assert observation.rate_per_s == batches * rows
         job.apply(guard.check(observation, policy.decide(observation)).values)
     assert batcher.most_rows == 80  # (10 ms - 2 ms) / 0.1 ms
-    assert batcher.most_waiting_rows == 80
+    assert batcher.most_waiting_rows == 140  # (18 ms - 2 * 2 ms) / 0.1 ms
     clock.now += 1.0
     observation = job.observe()
     assert policy.decide(observation).reason == "no requests"
-    assert observation.values == {BATCH_ROWS: 80, WAITING_ROWS: 80}
+    assert observation.values == {BATCH_ROWS: 80, WAITING_ROWS: 140}
 
 
 def test_limits_that_hardly_change_stay(clock: Clock) -> None:
     batcher: Batcher = Batcher(nothing)
     job, policy = ServingJob(batcher, most_rows=1000, clock=clock), PromisePolicy(0.020, most_rows=1000)
-    batcher.most_rows, batcher.most_waiting_rows = 98, 80
+    batcher.most_rows, batcher.most_waiting_rows = 98, 140
     serve(batcher, 10, 10)
     clock.now += 1.0
     job.observe()
