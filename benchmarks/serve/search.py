@@ -13,6 +13,7 @@ __all__ = ["Found", "highest_rate"]
 PROMISE_MS = 20.0
 MOST_ERRORS = 0.001
 """Part of the requests that may be refused or fail."""
+MIN_REQUESTS = 300
 MOST_LATE_MS = 2.0
 """A run in which the client itself sent 1 % of the requests later than this says nothing about the server."""
 
@@ -68,7 +69,8 @@ def highest_rate(target: Target, first: float, *, seconds: float, steps: int, re
             steps -= 1
             rate = float(np.sqrt(max(kept) * min(each for each in failed if each > max(kept))))
     for rate in sorted(kept, reverse=True):
-        outcomes = [run_open_loop(target, arrivals(rate, seconds, seed)) for seed in range(5, repeats + 5)]
+        length = length_of(rate, seconds)
+        outcomes = [run_open_loop(target, arrivals(rate, length, seed)) for seed in range(5, repeats + 5)]
         if sum(map(is_kept, outcomes)) >= repeats / 2:
             return Found(rate, [kept[rate], *outcomes], client)
     return Found(0.0, [], client)
@@ -77,10 +79,15 @@ def highest_rate(target: Target, first: float, *, seconds: float, steps: int, re
 def _best_of(count: int, target: Target, rate: float, seconds: float) -> Outcome:
     """A run that keeps the promise, if one of several does: a machine that stands still for a moment says little."""
     for seed in range(count):
-        outcome = run_open_loop(target, arrivals(rate, seconds, seed))
+        outcome = run_open_loop(target, arrivals(rate, length_of(rate, seconds), seed))
         if is_kept(outcome):
             break
     return outcome
+
+
+def length_of(rate: float, seconds: float) -> float:
+    """Seconds of a run, in which there must be requests enough for a 99th percentile."""
+    return float(min(max(seconds, MIN_REQUESTS / rate), 4 * seconds))
 
 
 def is_kept(outcome: Outcome) -> bool:
