@@ -14,10 +14,6 @@ from headrace.serving.capacity import FIRST_BATCHES, FIRST_ROWS
 __all__ = ["Batcher", "Overloaded", "Waiting"]
 
 
-JUST_S = 0.001
-"""Without threads: seconds after a batch in which requests are read that came meanwhile."""
-
-
 class Overloaded(HeadraceError):
     """A request is refused, because it could not be answered in time."""
 
@@ -71,7 +67,6 @@ class Batcher(Generic[W]):
         self._waiting_rows = 0
         self._num_scoring = 0
         self._scoring_rows = 0
-        self._last_rows, self._last_end_s = 0, float("-inf")
         self._is_closed = False
         self._changed = threading.Condition()
         self.num_threads = num_threads
@@ -109,10 +104,14 @@ class Batcher(Generic[W]):
         with self._changed:
             if self._is_closed:
                 raise Overloaded("the server is stopping")
-            before = self._waiting_rows + self._rows_before_the_queue()
-            if before and before + request.num_rows > self.most_waiting_rows:
+            before = self._waiting_rows + self._scoring_rows
+            limit = self.most_waiting_rows
+            if (
+                not self.num_threads
+            ):  # what is added now has waited for the batch before, which was as large as the next
+                limit //= 2
+            if before and before + request.num_rows > limit:
                 self.num_shed += 1
-                limit = self.most_waiting_rows
                 raise Overloaded(
                     f"overloaded: {before:,} rows come first, and only {limit:,} could be answered in time"
                 )
@@ -121,13 +120,6 @@ class Batcher(Generic[W]):
             self._changed.notify()
         if self._wake is not None:
             self._wake()
-
-    def _rows_before_the_queue(self) -> int:
-        """Rows that are scored now. Without threads nothing is scored while a request is added, but it may have waited
-        for the batch that has just ended."""
-        if self.num_threads:
-            return self._scoring_rows
-        return self._last_rows if self._clock() - self._last_end_s < JUST_S else 0
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, and wait for those that are there; returns whether all were answered."""
@@ -170,7 +162,6 @@ class Batcher(Generic[W]):
         with self._changed:
             self._num_scoring -= 1
             self._scoring_rows -= taken_rows
-            self._last_rows, self._last_end_s = num_rows, self._clock()
             self.num_batches += 1
             self.num_rows += num_rows
             self.busy_s += seconds

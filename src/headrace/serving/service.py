@@ -169,7 +169,7 @@ class ScoringService:
             except HeadraceError:  # of one of them; its message must have that request's row numbers
                 for question in alike:
                     self._score_alone(model, question)
-        return sum(question.num_rows for question in questions)
+        return sum(question.num_rows for question in readable)
 
     def _score(self, model: ServedModel, questions: Sequence[Question]) -> None:
         scores = model.score(_rows_of(questions))

@@ -102,10 +102,9 @@ def test_a_server_that_stops_answers_what_waits_and_takes_no_more() -> None:
         batcher.add(Asked(1))
 
 
-def test_without_threads_rows_that_were_just_scored_count_as_time_that_was_waited() -> None:
-    now = [0.0]
+def test_without_threads_half_as_many_rows_may_wait_since_they_waited_for_the_batch_before() -> None:
     scoring = Scoring()
-    batcher: Batcher[Asked] = Batcher(scoring, num_threads=0, clock=lambda: now[0])
+    batcher: Batcher[Asked] = Batcher(scoring, num_threads=0, clock=lambda: 0.0)
     batcher.most_rows, batcher.most_waiting_rows = 100, 40
     woken: list[bool] = []
     batcher.wake_with(lambda: woken.append(True))
@@ -113,11 +112,10 @@ def test_without_threads_rows_that_were_just_scored_count_as_time_that_was_waite
     scoring.may_end.release()
     assert woken == [True]
     assert not batcher.step()
-    with pytest.raises(Overloaded, match="50 rows come first"):
+    batcher.add(Asked(15))
+    batcher.add(Asked(5))
+    with pytest.raises(Overloaded, match="20 rows come first, and only 20 could be answered in time"):
         batcher.add(Asked(1))
-    now[0] += 1.0
-    batcher.add(Asked(1))
     scoring.may_end.release()
     assert not batcher.step()
-    assert not batcher.step()
-    assert scoring.batches == [[50], [1]]
+    assert scoring.batches == [[50], [15, 5]]
