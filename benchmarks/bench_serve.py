@@ -68,7 +68,7 @@ def case_of(num_records: int) -> str:
 
 def measure(report: harness.Report, workload: Workload, server: Server, num_records: int, *, quick: bool) -> None:
     """Measure one server, as JSON, and headrace also as Arrow."""
-    seconds, steps, repeats = (1.0, 1, 0) if quick else (2.0, 3, 2)
+    seconds, steps, repeats = (1.0, 1, 0) if quick else (2.0, 2, 1)
     settings = Settings(str(workload.weights), free_port(), MAX_REQUESTS, MAX_REQUESTS * num_records, MAX_WAIT_MS)
     log = workload.folder / f"{server.module or OURS}.log"
     forms = [(server.name, "json", "application/json")]

@@ -61,7 +61,7 @@ def highest_rate(target: Target, first: float, *, seconds: float, steps: int, re
             rate *= 1.6
         elif not kept:
             rate /= 2.5
-            if rate < first / 100:
+            if rate < first / 20:
                 return Found(0.0, [], client)
         elif steps == 0:
             break
@@ -87,7 +87,7 @@ def _best_of(count: int, target: Target, rate: float, seconds: float) -> Outcome
 
 def length_of(rate: float, seconds: float) -> float:
     """Seconds of a run, in which there must be requests enough for a 99th percentile."""
-    return float(min(max(seconds, MIN_REQUESTS / rate), 4 * seconds))
+    return float(min(max(seconds, MIN_REQUESTS / rate), 2 * seconds))
 
 
 def is_kept(outcome: Outcome) -> bool:
