@@ -12,7 +12,7 @@ import pyarrow as pa
 from headrace.errors import HeadraceError
 from headrace.features import FeaturePlan
 from headrace.logs.groups import group_array, group_name
-from headrace.logs.schema import Schema
+from headrace.logs.schema import Schema, is_reserved
 from headrace.logs.source import ROW_ID
 from headrace.messages import shorten_list
 
@@ -168,6 +168,12 @@ class RequestReader:
         return pa.RecordBatch.from_arrays(arrays, names=[*rows.schema.names, *(field.name for field in missing)])
 
     def _limited(self, table: pa.Table, what: str) -> pa.RecordBatch:
+        """The rows of a table, if there are not too many; kernels trust the names of group columns."""
+        for name in table.column_names:
+            if is_reserved(name):
+                raise BadRequest(f"{what}: column {name[:100]!r}: the name is reserved", 422)
+            if table.column_names.count(name) > 1:
+                raise BadRequest(f"{what}: column {name[:100]!r} is given twice, expected once", 422)
         if table.num_rows > self._most_records:
             raise BadRequest(f"{what}: given {table.num_rows:,}, expected up to {self._most_records:,}", 413)
         columns = table.combine_chunks().columns

@@ -166,7 +166,7 @@ class ScoringService:
         for alike in _that_can_be_joined(readable):
             try:
                 self._score(model, alike)
-            except HeadraceError:  # of one of them; its message must have that request's row numbers
+            except Exception:  # of one of them; its message must have that request's row numbers
                 for question in alike:
                     self._score_alone(model, question)
         return sum(question.num_rows for question in readable)
@@ -183,7 +183,7 @@ class ScoringService:
             self._score(model, [question])
         except DataError as error:
             question.answer(BadRequest(str(error), 422))
-        except HeadraceError as error:
+        except Exception as error:  # whatever it is, the others are answered
             question.answer(error)
 
 

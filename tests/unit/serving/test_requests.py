@@ -171,3 +171,20 @@ def test_damaged_arrow_streams_are_refused(reader: RequestReader) -> None:
             reader.arrow(damaged)
     with pytest.raises(BadRequest, match="rows: given 6, expected up to 5"):
         reader.arrow(arrow_of(pa.table({"user": np.arange(6)})))
+
+
+@pytest.mark.parametrize("name", ["__group_0", "__group_1", "__row_id"])
+def test_names_that_are_reserved_are_refused_in_arrow(reader: RequestReader, name: str) -> None:
+    rows = pa.table({"age": [1.0], name: [1]})
+    for read in (
+        lambda: reader.arrow(arrow_of(rows)),
+        lambda: reader.arrow_ranking(arrow_of(pa.table({"user": [1]}), rows)),
+    ):
+        with pytest.raises(BadRequest, match=f"column '{name}': the name is reserved"):
+            read()
+
+
+def test_a_column_that_is_given_twice_is_refused_in_arrow(reader: RequestReader) -> None:
+    rows = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["user", "user"])
+    with pytest.raises(BadRequest, match="rows: column 'user' is given twice, expected once"):
+        reader.arrow(arrow_of(rows))
